@@ -6,13 +6,17 @@ over a CPU group; tensors of the model go over the device's group.
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from util.errors import UsageError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -31,7 +35,6 @@ class Distributed:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: Any = None
-    host: str = field(default_factory=socket.gethostname)
 
     @property
     def is_main(self) -> bool:
@@ -44,6 +47,20 @@ class Distributed:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` returns on rank 0, small and picklable, on every rank; so is its UsageError."""
+        value: Any = None
+        message = None
+        if self.is_main:
+            try:
+                value = compute()
+            except UsageError as error:
+                message = str(error)
+        value, message = self.broadcast((value, message))
+        if message is not None:
+            raise UsageError(message)
+        return value
 
     def gather(self, value: Any) -> list[Any]:
         """A small picklable value from every rank, in rank order, on every rank."""
@@ -80,9 +97,14 @@ class Distributed:
 
 
 def join_group(
-    rank: int, local_rank: int, world_size: int, device: torch.device, timeout_seconds: float
+    rank: int,
+    local_rank: int,
+    world_size: int,
+    device: torch.device,
+    timeout_seconds: float,
+    store: dist.Store | None = None,
 ) -> Distributed:
-    """Join the process group named by the environment (MASTER_ADDR, MASTER_PORT).
+    """Join the process group that meets at ``store``, or that the environment names (torchrun).
 
     NCCL where the device is a GPU, gloo otherwise, and a gloo group for control messages.
     """
@@ -90,6 +112,6 @@ def join_group(
         return Distributed(device=device)
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else dist.group.WORLD
     return Distributed(rank, local_rank, world_size, device, control)

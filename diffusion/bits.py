@@ -1,0 +1,77 @@
+"""The one place that knows how grey levels become data, and nats become bits per dimension."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from diffusion.likelihood import OdeLogLikelihood
+from diffusion.process import Process
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """How grey levels 0 to n_levels - 1 lie in data space: on [-1, 1] where ``centered``, else on [0, 1]."""
+
+    n_levels: int = 256
+    centered: bool = True
+
+    @property
+    def offset(self) -> float:
+        """Bits/dim to add to a density in data space: log2 of the number of levels in a unit of length."""
+        return math.log2(self.n_levels / (2 if self.centered else 1))
+
+    def dequantize(self, pixels: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """Uniform dequantization (Theis et al., arXiv 1511.01844, Section 3.1).
+
+        Args:
+            pixels: uint8 of any shape.
+            uniform: float32 in [0, 1), same shape.
+
+        Returns:
+            float32 data, same shape.
+        """
+        unit = (pixels.float() + uniform) / self.n_levels
+        return 2 * unit - 1 if self.centered else unit
+
+    def to_unit_interval(self, x: torch.Tensor) -> torch.Tensor:
+        """Data of any shape on [0, 1], clipped; NaN stays NaN."""
+        return ((x + 1) / 2 if self.centered else x).clamp(0, 1)
+
+
+def gaussian_entropy(variance: float, n_dimensions: int) -> float:
+    """Entropy of N(0, variance I) in nats."""
+    return 0.5 * n_dimensions * (1 + math.log(2 * math.pi * variance))
+
+
+def negative_log_likelihood_terms(process: Process, likelihood: OdeLogLikelihood) -> dict[str, torch.Tensor]:
+    """What adds up to -log p(x), in nats, each float64 (B,).
+
+    For a process with a velocity the sum is an upper bound: -log p(x) <= -log p(x, v) - H(v), averaged over
+        the
+    velocity drawn at t = 0 (Dockhorn et al., arXiv 2112.07068, Appendix B).
+
+    Returns:
+        "prior_x" (and "prior_v"), "divergence" and, with a velocity, "velocity_entropy".
+    """
+    terms = {f"prior_{name}": -density for name, density in likelihood.prior.items()}
+    terms["divergence"] = -likelihood.divergence
+    if process.velocity_variance is not None:
+        entropy = gaussian_entropy(process.velocity_variance, likelihood.final_state[0].numel() // 2)
+        terms["velocity_entropy"] = torch.full_like(likelihood.divergence, -entropy)
+    return terms
+
+
+def in_bits_per_dimension(
+    terms: dict[str, torch.Tensor], n_dimensions: int, scale: PixelScale
+) -> dict[str, torch.Tensor]:
+    """Terms in nats as terms in bits/dim of the grey levels, with the term "scaling" that the change of units
+    adds.
+
+    Args:
+        terms: each float64 (B,).
+        n_dimensions: of the data (C H W), velocities not counted.
+    """
+    converted = {name: values / (n_dimensions * math.log(2)) for name, values in terms.items()}
+    scaling = torch.full_like(next(iter(terms.values())), scale.offset)
+    return {**converted, "scaling": scaling}

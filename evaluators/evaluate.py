@@ -1,0 +1,174 @@
+"""All evaluations of one snapshot: what ``--mode eval`` runs, and the training loop now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from evaluators.detectors import load_detector
+from evaluators.fid import evaluate_fid, reference_statistics
+from evaluators.job import Job, record_result
+from evaluators.likelihood import Quantity, evaluate_likelihood
+from evaluators.loss import evaluate_loss
+from evaluators.pictures import check_two_dimensional, density_picture
+from evaluators.samples import evaluate_samples
+from trainers.method import Method
+from util.data.dataset import Dataset
+from util.distributed import Distributed
+from util.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to evaluate, and with what.
+
+    Attributes:
+        seed: of all evaluation noise.
+        eval_loss: the training objective on the test set.
+        eval_likelihood: NELBO or NLL on the test set.
+        eval_sample: samples, and a picture of them.
+        eval_fid: the Frechet distance to the training set.
+        eval_density: a picture of the model's density (points in two dimensions).
+        likelihood: which of the method's two likelihoods ``eval_likelihood`` and ``eval_density`` use.
+        n_test_items: test items for loss and likelihood; None is all of them, 10,000 of an endless set.
+        n_samples: samples for ``eval_sample``.
+        n_fid_samples: samples for ``eval_fid``.
+        n_density_points: places along each axis for ``eval_density``.
+        testing_batch_size: items of one chunk where data are evaluated.
+        sampling_batch_size: items of one chunk where samples are drawn.
+        fid_detector: "pixels" or the path of a TorchScript file.
+        fid_statistics: statistics file to compare with; None computes those of the training set.
+        statistics_folder: where statistics of the training set are kept; None is the evaluation folder.
+        published_behaviour: reproduce the public code where ours corrects it.
+        method_settings: everything else that changes a value (sampler, solver, tolerances), plain values. A
+            result made with others is not taken up again.
+    """
+
+    seed: int
+    eval_loss: bool = False
+    eval_likelihood: bool = False
+    eval_sample: bool = False
+    eval_fid: bool = False
+    eval_density: bool = False
+    likelihood: Quantity = "nelbo"
+    n_test_items: int | None = None
+    n_samples: int = 64
+    n_fid_samples: int = 50_000
+    n_density_points: int = 100
+    testing_batch_size: int = 64
+    sampling_batch_size: int = 64
+    fid_detector: str = "pixels"
+    fid_statistics: Path | None = None
+    statistics_folder: Path | None = None
+    published_behaviour: bool = False
+    method_settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_evaluations(
+    method: Method,
+    train_dataset: Dataset,
+    test_dataset: Dataset,
+    settings: EvaluationSettings,
+    folder: Path,
+    distributed: Distributed,
+    should_stop: Callable[[], bool],
+    checkpoint_step: int,
+    checkpoint_digest: str,
+    writer: SummaryWriter | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run the evaluations that are asked for, over all ranks, and write ``results.json`` after each.
+
+    Every rank calls this with the same arguments. After ``Preempted`` the same call, on any number of ranks,
+    goes on where it stopped.
+
+    Args:
+        method: the model, on this rank's device.
+        train_dataset: reference of the Frechet distance.
+        test_dataset: data to evaluate loss and likelihood on.
+        settings: what to evaluate.
+        folder: evaluation folder, shared by all ranks.
+        distributed: this process's place among the ranks.
+        should_stop: whether this rank was told to stop; polled between chunks.
+        checkpoint_step: training step of the model.
+        checkpoint_digest: what tells models of the same step apart.
+        writer: on rank 0, gets values and pictures as well.
+
+    Returns:
+        On every rank, the entries of ``results.json`` made by this call: ``loss``, ``nelbo`` or
+        ``negative_log_likelihood``, ``samples``, ``fid``, ``density``.
+
+    Raises:
+        Preempted: on every rank, when one was told to stop; finished chunks are kept.
+        UsageError: settings, files and data that do not go together; before any work where possible.
+        RunFailed: samples that are not finite, a full disk.
+    """
+    job = Job(
+        folder, distributed, should_stop, settings.seed, checkpoint_step, checkpoint_digest,
+        settings.method_settings,
+    )  # fmt: skip
+    if settings.eval_density:
+        check_two_dimensional(test_dataset)
+    detector = None
+    if settings.eval_fid:
+        if not train_dataset.is_image:
+            raise UsageError(f"--eval_fid compares images, but {train_dataset.name} has points: leave it out")
+        detector = load_detector(settings.fid_detector, train_dataset.shape, distributed.device)
+    entries: dict[str, dict[str, Any]] = {}
+
+    def keep(name: str, entry: dict[str, Any] | None) -> None:
+        if entry is not None:
+            record_result(job, name, entry)
+            entries[name] = entry
+            if writer is not None and "value" in entry:
+                writer.add_scalar(f"evaluation/{name}", entry["value"], checkpoint_step)
+
+    n_test_items, testing_batch_size = settings.n_test_items, settings.testing_batch_size
+    reference = None
+    if detector is not None:
+        # First, because a statistics file that does not fit should not be found out after hours of sampling.
+        reference = reference_statistics(
+            job, train_dataset, detector, settings.fid_statistics, settings.statistics_folder or folder,
+            testing_batch_size,
+        )  # fmt: skip
+    if settings.eval_loss:
+        keep("loss", evaluate_loss(job, method, test_dataset, n_test_items, testing_batch_size))
+    if settings.eval_likelihood:
+        name = "nelbo" if settings.likelihood == "nelbo" else "negative_log_likelihood"
+        entry = evaluate_likelihood(
+            job, method, test_dataset, settings.likelihood, n_test_items, testing_batch_size
+        )
+        keep(name, entry)
+    if settings.eval_sample:
+        entry = evaluate_samples(
+            job, method, test_dataset, settings.n_samples, settings.sampling_batch_size,
+            settings.published_behaviour,
+        )  # fmt: skip
+        keep("samples", entry)
+    if detector is not None:
+        entry = evaluate_fid(
+            job, method, detector, reference, settings.n_fid_samples, settings.sampling_batch_size,
+            settings.published_behaviour,
+        )  # fmt: skip
+        keep("fid", entry)
+    if settings.eval_density:
+        entry = density_picture(
+            job, method, test_dataset, settings.likelihood, settings.n_density_points, testing_batch_size
+        )
+        keep("density", entry)
+    if writer is not None:
+        pictures = ["samples", "histogram"] if settings.eval_sample else []
+        pictures += ["density"] if settings.eval_density else []
+        for name in pictures:
+            file = folder / f"{name}.png"
+            if file.exists():
+                pixels = np.atleast_3d(np.asarray(Image.open(file)))
+                writer.add_image(name, pixels, checkpoint_step, dataformats="HWC")
+    return distributed.broadcast(entries)

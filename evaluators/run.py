@@ -1,0 +1,56 @@
+"""``--mode eval``: a snapshot, and everything asked of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from evaluators.evaluate import run_evaluations
+from evaluators.settings import settings_from
+from trainers.build import build_method
+from trainers.check import check_config
+from trainers.run import choose_snapshot, open_datasets
+from util.config import Config
+from util.distributed import Distributed
+from util.errors import UsageError
+from util.snapshot import inspect_snapshot, read_snapshot
+from util.stop import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> None:
+    """Evaluate the snapshot that ``--ckpt_file`` names, or the newest intact one.
+
+    Raises:
+        UsageError: bad settings, data or snapshot.
+        Preempted: some rank was asked to stop; finished chunks are kept.
+    """
+    check_config(config, distributed.world_size)
+
+    def choose() -> tuple[Path, str]:
+        checkpoints = config.workdir / "checkpoints"
+        path = choose_snapshot(checkpoints, config.evaluation.ckpt_file, "--ckpt_file")
+        if path is None:
+            raise UsageError(f"--mode eval: no intact snapshot in {checkpoints}; name one with --ckpt_file")
+        return path, inspect_snapshot(path).sha256
+
+    path, digest = distributed.from_main(choose)
+    datasets = open_datasets(config, distributed)
+    method = build_method(config, distributed)
+    method.state.load_networks(read_snapshot(path), str(path))
+    if distributed.is_main:
+        logger.info("evaluating %s (step %d)", path, method.state.step)
+    folder = config.workdir / config.evaluation.eval_folder
+    results = run_evaluations(
+        method, datasets["train"], datasets["test"], settings_from(config), folder, distributed, stop,
+        method.state.step, digest,
+    )  # fmt: skip
+    if distributed.is_main:
+        for name, entry in results.items():
+            if "value" in entry:
+                error = entry.get("standard_error")
+                spread = f" +- {error:.4g}" if error is not None else ""
+                value = f"{entry['value']:.6g}{spread} {entry['unit']}"
+                logger.info("%s = %s (%d samples)", name, value, entry["n_samples"])
+        logger.info("results are in %s", folder / "results.json")

@@ -1,0 +1,109 @@
+"""Inside a rank: device, process group and signals; runs the mode, and always tears down."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from launch.agent import AGENT_VARIABLE, LISTEN_VARIABLE
+from launch.reports import report_of, write_report
+from launch.topology import RankPlace
+from util.config import Config
+from util.distributed import Distributed, join_group
+from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, UsageError
+from util.stop import StopRequest
+
+Mode = Callable[[Config, Distributed, StopRequest], None]
+
+
+def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
+    """Run the mode as one rank of the group; the process's exit code.
+
+    On a failure the process must leave at once (``os._exit``): a collective that the others will never join
+    would hold up an orderly shutdown.
+    """
+    _die_with_agent()
+    stop = StopRequest()
+    stop.listen()
+    try:
+        device = choose_device(config.launch.device, place)
+        distributed = join_group(
+            place.rank,
+            place.local_rank,
+            place.world_size,
+            device,
+            config.launch.collective_timeout,
+            _store(place, config.launch.collective_timeout),
+        )
+        mode(config, distributed, stop)
+    except Preempted:
+        return _leave(EXIT_PREEMPTED)
+    except Exception as error:
+        report = report_of(error, place.rank)
+        if not write_report(report):
+            print(report.text(), file=sys.stderr, flush=True)
+        return _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED, at_once=True)
+    return _leave(EXIT_FINISHED)
+
+
+def choose_device(wanted: str, place: RankPlace) -> torch.device:
+    """The device of a rank.
+
+    Raises:
+        UsageError: GPUs are wanted but there are too few of them.
+    """
+    n_devices = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and n_devices == 0:
+        raise UsageError("--device cuda, but torch sees no GPU here; use --device cpu or check the driver")
+    if n_devices == 0:
+        return torch.device("cpu")
+    if place.local_world_size > n_devices:
+        raise UsageError(
+            f"{place.local_world_size} ranks on this node but only {n_devices} GPUs; lower --n_gpus_per_node"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
+def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
+    """The rendezvous store over the socket that the agent opened; None where torchrun provides one."""
+    if AGENT_VARIABLE not in os.environ or place.world_size == 1:
+        return None
+    descriptor = os.environ.get(LISTEN_VARIABLE)
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=place.rank == 0,
+        timeout=timedelta(seconds=timeout_seconds),
+        wait_for_workers=False,
+        master_listen_fd=int(descriptor) if descriptor is not None else None,
+    )
+
+
+def _die_with_agent() -> None:
+    """Ask the kernel to end this rank with its agent, so that a killed agent leaves nothing behind (Linux)."""
+    agent = os.environ.get(AGENT_VARIABLE)
+    if agent is None or not sys.platform.startswith("linux"):
+        return
+    parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(agent):
+        os._exit(EXIT_FAILED)
+
+
+def _leave(code: int, at_once: bool = False) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if at_once:
+        os._exit(code)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+

@@ -1,0 +1,33 @@
+"""Parse, launch, dispatch on --mode."""
+
+import logging
+import sys
+
+from launch.agent import Agent
+from launch.topology import rank_place, topology_from_flags
+from util.config import parse_config
+from util.errors import EXIT_USAGE, UsageError
+
+
+def main(argv: list[str]) -> int:
+    """The exit code: 0 finished, 75 stopped with a snapshot on disk, 1 failed, 2 usage."""
+    try:
+        config = parse_config(argv)
+        place = rank_place()
+        if place is None:
+            command = [sys.executable, __file__, *argv]
+            return Agent(command, topology_from_flags(config.launch), config).run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from evaluators.run import evaluate  # torch takes seconds to import, and the agent does not need it
+    from launch.worker import run_rank
+    from trainers.run import train
+
+    return run_rank(config, place, {"train": train, "continue": train, "eval": evaluate}[config.run.mode])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

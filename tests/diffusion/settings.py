@@ -1,0 +1,21 @@
+"""Processes and data that several tests share."""
+
+import torch
+
+from diffusion.cld import CriticallyDampedLangevin
+from diffusion.gaussian import GaussianData
+from diffusion.noise_schedule import LinearBeta
+from diffusion.process import Process
+from diffusion.vp import VariancePreserving
+
+PROCESSES: dict[str, Process] = {
+    "CLD, constant beta": CriticallyDampedLangevin(LinearBeta(4.0, 0.0), 4.0, 0.04, 1e-9, "hsm"),
+    "CLD, linear beta": CriticallyDampedLangevin(LinearBeta(0.5, 8.0), 4.0, 0.04, 1e-9, "hsm"),
+    "CLD, unit mass": CriticallyDampedLangevin(LinearBeta(2.0, 14.0), 1.0, 0.5, 1e-9, "hsm"),
+    "VP": VariancePreserving(LinearBeta(0.1, 19.9)),
+}
+
+DATA = GaussianData(
+    torch.tensor([0.7, -0.4], dtype=torch.float64),
+    torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64),
+)

@@ -1,0 +1,252 @@
+"""Score matching with critically-damped Langevin diffusion (arXiv 2112.07068), or with the VP-SDE on the same code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from models.mlp import MLP
+from torch import nn
+
+from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
+from diffusion.cld import CriticallyDampedLangevin
+from diffusion.likelihood import ode_log_likelihood
+from diffusion.losses import score_matching_loss
+from diffusion.noise_schedule import LinearBeta
+from diffusion.prior import prior_sample
+from diffusion.process import Process, initial_state, state_shape
+from diffusion.samplers import euler_maruyama, probability_flow, sscs
+from diffusion.score import make_score
+from diffusion.vp import VariancePreserving
+from models.ncsnpp import NCSNpp, NCSNppSettings
+from trainers.method import LogLikelihood, Samples
+from trainers.state import TrainingState
+from trainers.update import Updater, with_autocast
+from util.config import Config
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.errors import UsageError
+from util.noise import Noise, derive_seed
+
+
+def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreserving:
+    """The forward process that the options describe."""
+    options = config.process
+    schedule = LinearBeta(options.beta0, options.beta1)
+    if options.sde == "vpsde":
+        return VariancePreserving(schedule)
+    objective: Literal["hsm", "dsm"] = "hsm" if options.cld_objective == "hsm" else "dsm"
+    return CriticallyDampedLangevin(schedule, options.m_inv, options.gamma, options.numerical_eps, objective)
+
+
+def network_settings(config: Config) -> NCSNppSettings:
+    """Settings of an image network; making them checks them.
+
+    Raises:
+        UsageError: settings that cannot work together.
+    """
+    options, channels = config.network, config.data.image_channels
+    return NCSNppSettings(
+        in_channels=channels * (2 if config.process.sde == "cld" else 1),
+        out_channels=channels,
+        image_size=config.data.image_size,
+        n_channels=options.n_channels,
+        ch_mult=tuple(options.ch_mult),
+        n_resblocks=options.n_resblocks,
+        attn_resolutions=tuple(options.attn_resolutions),
+        use_fir=options.use_fir,
+        fir_kernel=tuple(options.fir_kernel),
+        progressive_input=options.progressive_input,
+        embedding_type=options.embedding_type,
+        fourier_scale=options.fourier_scale,
+        dropout=options.dropout,
+        init_scale=options.init_scale,
+    )
+
+
+def make_network(config: Config) -> nn.Module:
+    """The network on the CPU, its initial weights a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.run.seed, "initial weights"))
+        if config.network.name == "ncsnpp":
+            return NCSNpp(network_settings(config))
+        dimension = config.data.data_dim
+        return MLP(
+            in_features=dimension * (2 if config.process.sde == "cld" else 1),
+            out_features=dimension,
+            n_hidden=config.network.n_hidden,
+            n_layers=config.network.n_layers,
+        )
+
+
+class ScoreMatching:
+    """The ``cld`` system; see ``trainers.method.Method``.
+
+    Args:
+        config: checked.
+        distributed: this process's place.
+    """
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.device = distributed.device
+        self.is_image = config.data.is_image
+        self.unit = "bits/dim" if self.is_image else "nats"
+        self.scale = PixelScale(centered=config.data.center_image)
+        self.data_shape = (
+            (config.data.image_channels, config.data.image_size, config.data.image_size)
+            if self.is_image
+            else (config.data.data_dim,)
+        )
+        self.process: Process = make_process(config)
+        self.network = make_network(config).to(self.device)
+        if self.is_image and self.device.type == "cuda":
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.updater = Updater(self.network, config.optimization, distributed)
+        self.state = TrainingState(
+            networks={"score": self.network},
+            emas={"score": self.updater.ema},
+            optimizers={"score": self.updater.optimizer},
+            scaler=self.updater.scaler,
+        )
+        training_network: Callable[..., torch.Tensor] = self.network
+        if config.optimization.compile:
+            training_network = torch.compile(self.network)
+        self._training_score = self._score(training_network, config.optimization.autocast_train)
+        self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
+        self._exact_score = self._score(self.network, autocast=False)
+
+    def _score(
+        self, network: Callable[..., torch.Tensor], autocast: bool
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        called = with_autocast(network, self.device, self.config.optimization, autocast)
+        return make_score(self.process, called, mixed=self.config.objective.mixed_score)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network in evaluation mode with its averaged weights."""
+        self.network.eval()
+        try:
+            with self.updater.ema.average_weights():
+                yield
+        finally:
+            self.network.train()
+
+    def _to_data(self, batch: torch.Tensor, noise: Noise, dequantize: bool) -> torch.Tensor:
+        """What the diffusion sees of a batch."""
+        if not self.is_image:
+            return batch
+        if dequantize:
+            return self.scale.dequantize(batch, noise.uniform(*self.data_shape))
+        unit = batch.float() / 255
+        return 2 * unit - 1 if self.config.data.center_image else unit
+
+    def _loss(
+        self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], batch: torch.Tensor, noise: Noise
+    ) -> torch.Tensor:
+        """The objective for each sample, float64 (B,)."""
+        x = self._to_data(batch, noise, self.config.data.uniform_dequantization)
+        velocity_noise = noise.normal(*self.data_shape) if self.process.conditions_on_velocity else None
+        return score_matching_loss(
+            self.process,
+            score,
+            x,
+            noise.uniform(dtype=torch.float64),
+            noise.normal(*state_shape(self.process, self.data_shape)),
+            velocity_noise,
+            weighting=self.config.objective.weighting,
+            loss_eps=self.config.objective.loss_eps,
+        )
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of the score network."""
+        run, step = self.config.run, self.state.step
+
+        def loss_of(batch: MicroBatch) -> torch.Tensor:
+            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
+            losses = self._loss(self._training_score, batch.data, noise)
+            return (losses.sum() / self.config.training.total_batch_size).float()
+
+        metrics = self.updater.step([partial(loss_of, batch) for batch in micro_batches], step)
+        self.state.step += 1
+        return metrics
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The training objective with the averaged weights, float64 (B,)."""
+        with self._averaged(), torch.no_grad():
+            return self._loss(self._sampling_score, batch, noise)
+
+    def sample(self, noise: Noise) -> Samples:
+        """Samples by ``--sampling_method``, one for each entry of ``noise``."""
+        options = self.config.sampling
+        shape = state_shape(self.process, self.data_shape)
+        prior = prior_sample(self.process, noise.normal(*shape))
+        common: dict[str, Any] = {"sampling_eps": options.sampling_eps, "denoise": options.denoising}
+        steps: dict[str, Any] = {
+            "n_evaluations": options.n_discrete_steps,
+            "striding": options.striding,
+            "normal": lambda: noise.normal(*shape),
+        }
+        published = self.config.run.published_behaviour
+        with self._averaged():
+            if options.sampling_method == "ode":
+                solver: dict[str, Any] = {
+                    "solver": options.sampling_solver,
+                    "rtol": options.sampling_rtol,
+                    "atol": options.sampling_atol,
+                    "n_steps": options.sampling_n_steps or None,
+                }
+                state, n_evaluations = probability_flow(
+                    self.process, self._sampling_score, prior, **common, **solver, published_behaviour=published
+                )
+            elif options.sampling_method == "em":
+                state, n_evaluations = euler_maruyama(self.process, self._sampling_score, prior, **common, **steps)
+            else:
+                assert isinstance(self.process, CriticallyDampedLangevin)  # checked with the configuration
+                state, n_evaluations = sscs(
+                    self.process, self._sampling_score, prior, **common, **steps, published_behaviour=published
+                )
+        data = state[:, : self.data_shape[0]].float()
+        return Samples(self.scale.to_unit_interval(data) if self.is_image else data, n_evaluations)
+
+    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """-log p(x), or with a velocity the bound on it, through the probability-flow equation.
+
+        Images are dequantized uniformly; the velocity and the trace estimator's probe are drawn once.
+        """
+        options = self.config.likelihood
+        x = self._to_data(batch, noise, dequantize=True)
+        has_velocity = self.process.velocity_variance is not None
+        start = initial_state(self.process, x, noise.normal(*self.data_shape) if has_velocity else None)
+        draw_probe = noise.rademacher if options.likelihood_hutchinson_type == "rademacher" else noise.normal
+        with self._averaged():
+            likelihood = ode_log_likelihood(
+                self.process,
+                self._exact_score,
+                start,
+                draw_probe(*state_shape(self.process, self.data_shape)),
+                start=options.likelihood_eps,
+                solver=options.likelihood_solver,
+                rtol=options.likelihood_rtol,
+                atol=options.likelihood_atol,
+                n_steps=options.likelihood_n_steps or None,
+                published_behaviour=self.config.run.published_behaviour,
+            )
+        terms = negative_log_likelihood_terms(self.process, likelihood)
+        if self.is_image:
+            terms = in_bits_per_dimension(terms, x[0].numel(), self.scale)
+        value = torch.stack(list(terms.values())).sum(0)
+        return LogLikelihood(value, terms, likelihood.n_evaluations)
+
+    def log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """-log p(x) of a process without velocity.
+
+        Raises:
+            UsageError: with a velocity only the bound is known.
+        """
+        if self.process.velocity_variance is not None:
+            raise UsageError("--sde cld has a bound on the likelihood, not the likelihood itself; evaluate the NELBO")
+        return self.nelbo(batch, noise)

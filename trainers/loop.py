@@ -1,0 +1,194 @@
+"""The training loop. It knows steps, periodic actions and stopping; what a step is, the method knows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from evaluators.evaluate import run_evaluations
+from evaluators.settings import due, settings_due
+from trainers.agreement import Agreement
+from trainers.method import Method
+from util.config import Config
+from util.data.dataset import Dataset
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.errors import Preempted, RunFailed
+from util.noise import derive_seed
+from util.progress import Progress
+from util.run_log import RunLog
+from util.snapshot import SnapshotFile, SnapshotWriter
+from util.stop import StopRequest
+from util.versions import versions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """One run of the loop.
+
+    Attributes:
+        method: the system; its state carries the step.
+        datasets: "train" and "test".
+        batches: for every step from the state's on, this rank's micro-batches.
+        log: active on rank 0.
+        snapshots: on rank 0.
+    """
+
+    method: Method
+    datasets: dict[str, Dataset]
+    batches: Iterator[list[MicroBatch]]
+    config: Config
+    distributed: Distributed
+    stop: StopRequest
+    log: RunLog
+    snapshots: SnapshotWriter | None
+    saved_step: int = -1
+    _since: tuple[float, int] = field(default=(0.0, 0))
+
+    def run(self) -> None:
+        """Train until ``n_train_iters``.
+
+        Raises:
+            Preempted: some rank was asked to stop; a snapshot is on disk.
+            RunFailed: a loss was not finite, or a snapshot could not be written.
+        """
+        state, options = self.method.state, self.config.training
+        agreement = Agreement(self.distributed, self.stop)
+        progress = Progress("training", options.n_train_iters, state.step, "step", self.distributed.is_main)
+        self._since = (time.perf_counter(), state.step)
+        self.log.status(state="training", step=state.step, n_train_iters=options.n_train_iters)
+        try:
+            if state.step > 0:
+                self._evaluate()  # what was due when the run was interrupted
+            while state.step < options.n_train_iters:
+                micro_batches = next(self.batches)
+                torch.manual_seed(self._dropout_seed(state.step))
+                agreement.begin()
+                metrics = self.method.train_step(micro_batches)
+                stopped, failed = agreement.end(state.step, self._guarded(metrics))
+                if failed:
+                    self._fail(agreement, micro_batches)
+                last = state.step == options.n_train_iters
+                if due(state.step, options.log_freq) or last:
+                    self._log(metrics, progress)
+                keep = due(state.step, options.save_freq, options.save_threshold) or last
+                if keep or stopped or due(state.step, options.snapshot_freq, options.snapshot_threshold):
+                    if agreement.settle():
+                        self._fail(agreement, micro_batches)
+                    self._snapshot(keep)
+                if stopped:
+                    raise Preempted("stopped at a step boundary")
+                self._evaluate()
+                progress.show(state.step)
+        except Preempted:
+            if self.saved_step != state.step:
+                self._snapshot(keep=False)
+            raise
+        finally:
+            progress.close()
+            if self.snapshots is not None:
+                self.snapshots.wait()
+
+    def _dropout_seed(self, step: int) -> int:
+        run = self.config.run
+        return derive_seed(run.seed, "dropout", run.cont_nbr, step, self.distributed.rank)
+
+    def _guarded(self, metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # With loss scaling an overflowing gradient is an ordinary event: the step is skipped and the scale lowered.
+        scaled = self.method.state.scaler is not None
+        return {name: value for name, value in metrics.items() if not (scaled and name == "gradient_norm")}
+
+    def _fail(self, agreement: Agreement, micro_batches: list[MicroBatch]) -> None:
+        """Dump what is needed to look into a non-finite term, and end the run."""
+        failures = agreement.failures()
+        step, rank, terms = failures[0]
+        name = next(name for name, value in terms.items() if value - value != 0.0)
+        folder = self.config.workdir / "diagnostics"
+        path = folder / f"step_{step}_rank_{self.distributed.rank}.pt"
+        if any(entry[1] == self.distributed.rank for entry in failures):
+            folder.mkdir(parents=True, exist_ok=True)
+            dump = {
+                "step": step,
+                "rank": self.distributed.rank,
+                "failures": [list(entry) for entry in failures],
+                "batch": [batch.data.cpu() for batch in micro_batches],
+                "positions": [batch.positions.cpu() for batch in micro_batches],
+                "networks": {name: net.state_dict() for name, net in self.method.state.networks.items()},
+            }
+            torch.save(dump, path)
+        raise RunFailed(
+            f"non-finite training term '{name}' = {terms[name]} at step {step} on rank {rank}; the last good snapshot "
+            f"is step {max(self.saved_step, 0)}, the diagnostic dump is in {folder}"
+        )
+
+    def _log(self, metrics: dict[str, torch.Tensor], progress: Progress) -> None:
+        """Means over ranks of the step's terms, and how fast and how large the run is."""
+        state, distributed = self.method.state, self.distributed
+        values = torch.stack([value.detach().double().to(distributed.device) for value in metrics.values()])
+        means = (distributed.sum(values) / distributed.world_size).tolist()
+        scalars = dict(zip(metrics, means, strict=True))
+        then, step_then = self._since
+        now = time.perf_counter()
+        scalars["steps_per_second"] = (state.step - step_then) / max(now - then, 1e-9)
+        scalars["memory_gib"] = _memory_gib(distributed.device)
+        self._since = (now, state.step)
+        self.log.scalars(state.step, scalars)
+        self.log.status(step=state.step, rate=scalars["steps_per_second"])
+        note = ", ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "gradient_norm", "learning_rate"))
+        progress.show(state.step, f"{note}, {scalars['memory_gib']:.2f} GiB")
+
+    def _snapshot(self, keep: bool) -> None:
+        self.saved_step = self.method.state.step
+        if self.snapshots is not None:
+            self.snapshots.save(
+                {**self.method.state.state_dict(), "config": self.config.flat(), "versions": versions()}, keep
+            )
+            if keep or self.stop():
+                self.snapshots.wait()
+
+    def _evaluate(self) -> None:
+        """The evaluations due at this step, spread over all ranks; one that was interrupted is finished."""
+        step = self.method.state.step
+        settings = settings_due(self.config, step, self.datasets["test"].length)
+        if settings is None:
+            return
+        self.log.status(state="evaluating", step=step)
+        started = time.perf_counter()
+        folder = self.config.workdir / "evaluations" / f"step_{step:08d}"
+        results = run_evaluations(
+            self.method, self.datasets["train"], self.datasets["test"], settings, folder,
+            self.distributed, self.stop, step, "training",
+        )  # fmt: skip
+        if self.distributed.is_main:
+            values = {f"evaluation/{name}": entry["value"] for name, entry in results.items() if "value" in entry}
+            self.log.scalars(step, values)
+            for name in ("samples", "histogram"):
+                self.log.picture(step, name, folder / f"{name}.png")
+            # Features of thousands of samples are only needed until their statistics are known.
+            (folder / "fid_features.npz").unlink(missing_ok=True)
+        self._since = (self._since[0] + time.perf_counter() - started, self._since[1])
+        self.log.status(state="training", step=step)
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak GPU memory, or this process's memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def on_saved(log: RunLog) -> Any:
+    """What to note when a snapshot has reached the disk."""
+
+    def note(snapshot: SnapshotFile) -> None:
+        log.status(last_snapshot={"step": snapshot.step, "path": str(snapshot.path), "time": time.time()})
+
+    return note

@@ -1,0 +1,187 @@
+"""Writing an image database from other files, so that it can be stopped at any instant and taken up again."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from tqdm import tqdm
+
+from util.data.image_database import METADATA_KEY, Metadata, image_key, pack_image, read_metadata
+from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, RunFailed, UsageError
+
+ImageReader = Callable[[Path, int], Iterator[tuple[np.ndarray, int]]]
+"""Given a source file and a byte offset in it, yields each image from there on as uint8 (H, W, C) with the
+offset after it. The last offset is the size of the file."""
+
+_BYTES_PER_TRANSACTION = 32 << 20
+_SECONDS_PER_LINE = 30.0
+
+
+def convert_images(
+    database: Path, folder: Path, sources: list[Path], read_images: ImageReader, *, map_size: int = 1 << 30
+) -> Metadata:
+    """Write every image of ``sources`` to ``database``, or finish doing so.
+
+    Images and the record of how far the sources have been read are committed together. What was committed
+    survives a kill; what was not is read again.
+
+    Args:
+        database: the folder of the LMDB database.
+        folder: the folder below which ``sources`` lie; only paths relative to it are recorded.
+        sources: files, in the order in which their images are to be numbered.
+        read_images: reads one source.
+        map_size: address space to begin with, in bytes; doubled as often as it is needed.
+
+    Returns:
+        The metadata of the complete database.
+
+    Raises:
+        UsageError: a damaged source, images of differing shapes, or a database made from other files.
+        RunFailed: the database cannot be written, as when the disk is full.
+    """
+    identity = [(str(source.relative_to(folder)), source.stat().st_size) for source in sources]
+    failure = f"{database}: cannot be written"
+    remedy = "make room and give the same command again, which goes on where this one stopped"
+    try:
+        database.mkdir(parents=True, exist_ok=True)
+        with lmdb.open(str(database), map_size=map_size) as environment:
+            return _convert(environment, database, sources, identity, read_images)
+    except lmdb.DiskError as error:
+        raise RunFailed(f"{failure}, the disk is full ({error}): {remedy}") from None
+    except (lmdb.Error, OSError) as error:
+        raise RunFailed(f"{failure} ({error}): {remedy}") from None
+
+
+def _convert(
+    environment: lmdb.Environment,
+    database: Path,
+    sources: list[Path],
+    identity: list[tuple[str, int]],
+    read_images: ImageReader,
+) -> Metadata:
+    with environment.begin() as transaction:
+        stored = read_metadata(database, transaction)
+        if stored is None and transaction.stat()["entries"] > 0:
+            raise UsageError(
+                f"{database}: holds a database of another format: remove it or choose another place"
+            )
+    metadata = stored or Metadata(None, 0, identity, 0, False)
+    if not _made_from(metadata, identity):
+        raise UsageError(
+            f"{database}: was made from other files than those given now: remove it or choose another place"
+        )
+    if metadata.complete:
+        return metadata
+    # Files not yet read may have been replaced, as one that was found damaged has to be.
+    done = metadata = replace(metadata, sources=identity)
+    n_bytes = sum(size for _, size in identity)
+    pending: list[bytes] = []
+    reported = time.monotonic()
+    with tqdm(
+        total=n_bytes,
+        initial=done.n_source_bytes_read,
+        unit="B",
+        unit_scale=True,
+        desc=database.name,
+        disable=None,
+    ) as bar:
+        for image, place, after in _remaining_images(
+            sources, identity, done.n_source_bytes_read, read_images
+        ):
+            if done.shape is not None and image.shape != done.shape:
+                raise UsageError(
+                    f"{place}: an image of shape {image.shape}"
+                    f" among images of shape {done.shape}: all of a database must have one shape"
+                )
+            pending.append(pack_image(image))
+            bar.update(after - done.n_source_bytes_read)
+            height, width, n_channels = image.shape
+            done = replace(
+                done, shape=(height, width, n_channels), length=done.length + 1, n_source_bytes_read=after
+            )
+            if len(pending) * len(pending[0]) >= _BYTES_PER_TRANSACTION:
+                _commit(environment, database, metadata, done, pending)
+                metadata, pending = done, []
+                if bar.disable and time.monotonic() - reported >= _SECONDS_PER_LINE:
+                    print(f"{database.name}: {done.length} images, {100 * after // n_bytes}%", flush=True)
+                    reported = time.monotonic()
+    if done.length == 0:
+        raise UsageError(
+            f"{database}: no image in the {len(sources)} source files: check where they come from"
+        )
+    done = replace(done, complete=True)
+    _commit(environment, database, metadata, done, pending)
+    return done
+
+
+def _made_from(metadata: Metadata, identity: list[tuple[str, int]]) -> bool:
+    """Whether the same files were given in the same order, those already read with the same sizes."""
+    if [name for name, _ in metadata.sources] != [name for name, _ in identity]:
+        return False
+    ends = itertools.accumulate(size for _, size in metadata.sources)
+    return all(
+        before == now or (end > metadata.n_source_bytes_read and not metadata.complete)
+        for before, now, end in zip(metadata.sources, identity, ends, strict=True)
+    )
+
+
+def _remaining_images(
+    sources: list[Path], identity: list[tuple[str, int]], n_bytes_read: int, read_images: ImageReader
+) -> Iterator[tuple[np.ndarray, str, int]]:
+    """Images after the first ``n_bytes_read`` of the sources laid end to end.
+
+    Yields:
+        the image, the place it stands at, and the bytes of all sources read with it.
+    """
+    start = 0
+    for source, (_, size) in zip(sources, identity, strict=True):
+        if n_bytes_read < start + size:
+            offset = max(n_bytes_read - start, 0)
+            try:
+                for image, after in read_images(source, offset):
+                    yield image, f"{source}, record at byte {offset}", start + after
+                    offset = after
+            except OSError as error:
+                raise UsageError(f"{source}: cannot be read ({error.strerror}): check the file") from None
+        start += size
+
+
+def _commit(
+    environment: lmdb.Environment, database: Path, before: Metadata, after: Metadata, images: list[bytes]
+) -> None:
+    """Add images and move the metadata from ``before`` to ``after``, at once or not at all."""
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                stored = read_metadata(database, transaction)
+                if (stored.length if stored is not None else 0) != before.length:
+                    raise UsageError(f"{database}: another conversion is writing to it: let that one finish")
+                for index, image in enumerate(images, start=before.length):
+                    transaction.put(image_key(index), image)
+                transaction.put(METADATA_KEY, after.to_bytes())
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(2 * environment.info()["map_size"])
+
+
+def run_conversion(convert: Callable[[], Metadata]) -> int:
+    """Run a converter's command: one line on the error stream where it fails, and the exit code."""
+    try:
+        metadata = convert()
+    except (UsageError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted: give the same command again to go on where this one stopped", file=sys.stderr)
+        return EXIT_FAILED
+    assert metadata.shape is not None
+    height, width, n_channels = metadata.shape
+    print(f"complete: {metadata.length} images of {height} x {width} with {n_channels} channels")
+    return EXIT_FINISHED

@@ -1,0 +1,186 @@
+"""Training batches for one rank, read here or by worker processes, the same either way."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from util.data.dataset import Dataset
+from util.data.order import batch_indices
+from util.errors import RunFailed, UsageError
+from util.noise import Noise
+
+# What asks a run to stop is answered by the rank, at a step boundary, and not by its workers.
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass takes.
+
+    Attributes:
+        data: uint8 (B, C, H, W) or float32 (B, D), on the rank's device.
+        positions: int64 (B,), on the rank's device: where each sample stands in the run's endless stream of
+            samples, k times the total batch size plus its place in global batch k. No two samples of a run
+            share one, so it can key their noise.
+    """
+
+    data: torch.Tensor
+    positions: torch.Tensor
+
+
+class _MicroBatchReader:
+    """Reads the samples at given positions. A UsageError is returned as its message, because worker processes
+    would wrap it in a traceback."""
+
+    def __init__(self, dataset: Dataset, seed: int, random_flip: bool) -> None:
+        self.dataset, self.seed, self.random_flip = dataset, seed, random_flip
+
+    def __getitem__(self, place: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor] | str:
+        positions, indices = place
+        try:
+            data = self.dataset.read(indices)
+        except UsageError as error:
+            return str(error)
+        keys = torch.from_numpy(positions)
+        if self.random_flip:
+            flipped = Noise(self.seed, "random flip", keys).uniform() < 0.5
+            data = torch.where(flipped[:, None, None, None], data.flip(-1), data)
+        return data, keys
+
+
+def _exit_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        arrived = signal.sigtimedwait(_SIGNALS, _SECONDS_BETWEEN_LOOKS)
+        # Of all senders only the rank itself may end its worker, as it does when it exits.
+        if arrived is not None and arrived.si_signo == signal.SIGTERM and arrived.si_pid == parent:
+            break
+    os._exit(0)
+
+
+def _start_worker(_: int, parent: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+
+
+def _start_workers(
+    reader: _MicroBatchReader, places: Iterator[Any], n_workers: int, pin_memory: bool
+) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
+        reader,  # type: ignore[arg-type]
+        sampler=places,
+        batch_size=None,
+        persistent_workers=True,
+        num_workers=n_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=partial(_start_worker, parent=os.getpid()),
+        # Its own generator, so that the run's is left alone.
+        generator=torch.Generator(),
+    )
+    # Workers inherit the mask, so there is no instant at which a signal could end one.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def training_batches(
+    dataset: Dataset,
+    *,
+    seed: int,
+    first_step: int,
+    total_batch_size: int,
+    rank: int,
+    world_size: int,
+    n_micro_batches: int,
+    n_workers: int,
+    device: torch.device,
+    random_flip: bool,
+    published_behaviour: bool = False,
+) -> Generator[list[MicroBatch], None, None]:
+    """This rank's share of each global batch from ``first_step`` on, without end.
+
+    Batches depend on (seed, step) alone: not on the number of workers, nor on where the run was resumed; the
+    micro batches of all ranks in rank order, laid end to end, are the global batch. ``close()`` on the result
+    stops the workers.
+
+    Args:
+        dataset: what to read.
+        seed: the run's seed.
+        first_step: number of the first batch, the count of steps already done.
+        total_batch_size: samples in a step over all ranks; a multiple of ``world_size * n_micro_batches``.
+        rank: which consecutive slice of the global batch to read.
+        world_size: number of slices.
+        n_micro_batches: pieces that the slice is cut into.
+        n_workers: processes that read ahead; 0 reads in this one.
+        device: where batches are put.
+        random_flip: mirror each image left to right with probability 1/2, drawn by (seed, position).
+        published_behaviour: see ``util.data.order.batch_indices``.
+
+    Raises:
+        UsageError: at once for sizes that do not divide or flips of points; while reading, for damaged files.
+        RunFailed: a worker process died.
+    """
+    if total_batch_size % (world_size * n_micro_batches) != 0 or total_batch_size < 1:
+        raise UsageError(
+            f"a total batch size of {total_batch_size} cannot be cut into {world_size} ranks with"
+            f" {n_micro_batches} micro batches each: make it a multiple of {world_size * n_micro_batches}"
+        )
+    if random_flip and not dataset.is_image:
+        raise UsageError(f"random_flip is for images and data set {dataset.name} holds points: switch it off")
+    size = total_batch_size // (world_size * n_micro_batches)
+
+    def places() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for step in itertools.count(first_step):
+            indices = batch_indices(
+                seed, step, total_batch_size, dataset.length, published_behaviour=published_behaviour
+            )
+            for piece in range(rank * n_micro_batches, (rank + 1) * n_micro_batches):
+                place = slice(piece * size, (piece + 1) * size)
+                yield step * total_batch_size + np.arange(place.start, place.stop), indices[place]
+
+    reader = _MicroBatchReader(dataset, seed, random_flip)
+
+    def batches() -> Generator[list[MicroBatch], None, None]:
+        source: Iterator[Any] = (
+            _start_workers(reader, places(), n_workers, device.type == "cuda")
+            if n_workers > 0
+            else map(reader.__getitem__, places())
+        )
+        try:
+            while True:
+                batch = []
+                for _ in range(n_micro_batches):
+                    read = _next(source)
+                    if isinstance(read, str):
+                        raise UsageError(read)
+                    batch.append(MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in read)))
+                yield batch
+        finally:
+            # The last reference to the workers, which end with it.
+            del source
+
+    return batches()
+
+
+def _next(source: Iterator[Any]) -> Any:
+    try:
+        return next(source)
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader worker (pid"):
+            raise RunFailed(
+                "a data worker process died, often for lack of memory: try fewer workers"
+            ) from error
+        raise

@@ -1,0 +1,74 @@
+"""Grids of images, colours for numbers, and PNG files."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from util.files import replacing
+
+_SMALLEST_SIDE = 512
+_GAP = 2
+# From dark to bright in nearly equal steps of lightness, so that the picture also reads in grey.
+_COLORS = np.array(
+    [[8, 10, 38], [66, 24, 104], [145, 41, 102], [220, 74, 64], [249, 152, 58], [252, 246, 196]]
+)
+
+
+def to_uint8(images: torch.Tensor, truncate: bool = False) -> torch.Tensor:
+    """Grey levels 0 to 255 of float images in [0, 1], any shape; values outside are clipped.
+
+    Levels are rounded to the nearest; ``truncate`` cuts the fraction off instead.
+    """
+    levels = (images.float() * 255.0).clamp(0.0, 255.0)
+    return (levels if truncate else levels.round()).to(torch.uint8)
+
+
+def make_grid(images: torch.Tensor) -> np.ndarray:
+    """Images side by side on a black ground, as nearly square as their number allows.
+
+    Small images are magnified by a whole factor, so that the grid is at least 512 pixels wide where possible
+    without making it wider than twice that.
+
+    Args:
+        images: (B, C, H, W), C 1 or 3, uint8, or float in [0, 1].
+
+    Returns:
+        uint8 (rows, columns, C).
+    """
+    if images.dtype != torch.uint8:
+        images = to_uint8(images)
+    n, channels, height, width = images.shape
+    n_columns = math.ceil(math.sqrt(n))
+    n_rows = math.ceil(n / n_columns)
+    magnify = max(1, math.ceil(_SMALLEST_SIDE / (n_columns * width)))
+    height, width = height * magnify, width * magnify
+    pixels = magnified(images.permute(0, 2, 3, 1).cpu().numpy(), magnify, axes=(1, 2))
+    grid = np.zeros((n_rows * (height + _GAP) - _GAP, n_columns * (width + _GAP) - _GAP, channels), np.uint8)
+    for i in range(n):
+        top, left = i // n_columns * (height + _GAP), i % n_columns * (width + _GAP)
+        grid[top : top + height, left : left + width] = pixels[i]
+    return grid
+
+
+def magnified(array: np.ndarray, factor: int, axes: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """Every pixel repeated ``factor`` times along both axes."""
+    return array.repeat(factor, axis=axes[0]).repeat(factor, axis=axes[1])
+
+
+def colorize(values: np.ndarray) -> np.ndarray:
+    """Colours uint8 (..., 3) for numbers in [0, 1], dark to bright; a NaN is shown in green."""
+    position = np.nan_to_num(np.clip(values, 0.0, 1.0)) * (len(_COLORS) - 1)
+    anchors = np.arange(len(_COLORS))
+    colors = np.stack([np.interp(position, anchors, _COLORS[:, channel]) for channel in range(3)], axis=-1)
+    colors[np.isnan(values)] = (0, 255, 0)
+    return colors.round().astype(np.uint8)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 (H, W, C) pixels, C 1 or 3, as a PNG file that appears whole or not at all."""
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -1,0 +1,300 @@
+"""Every option, typed and grouped in code, flat on the command line.
+
+Names are those of the published systems' flags. ``util.config`` turns these groups into a parser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    defines_run: bool = True,
+    flags: tuple[str, ...] = (),
+) -> Any:
+    """A field of an option group.
+
+    Args:
+        default: the value when neither command line nor configuration files give one.
+        help: one sentence for ``--help``, with the unit.
+        choices: the only values allowed.
+        minimum, above, maximum: bounds on a number; ``above`` is exclusive.
+        defines_run: whether another value makes it another training run (see ``Config.difference``).
+        flags: short forms.
+    """
+    metadata = {
+        "help": help, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum,
+        "defines_run": defines_run, "flags": flags,
+    }  # fmt: skip
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunOptions:
+    """What to do and where."""
+
+    system: str = option("cld", "published system", choices=("cld",))
+    mode: str = option(
+        "train", "train a model, continue a training run, or evaluate a snapshot",
+        choices=("train", "continue", "eval"), defines_run=False,
+    )  # fmt: skip
+    root: str = option(".", "folder that relative workdir and data_location paths start from", defines_run=False)
+    workdir: str = option("", "folder of the run: configuration, snapshots, logs, samples", defines_run=False)
+    overwrite: bool = option(False, "with --mode train: delete an earlier run in workdir", defines_run=False)
+    checkpoint: str = option(
+        "", "with --mode continue: file in workdir/checkpoints to start from; default the newest intact one",
+        defines_run=False,
+    )  # fmt: skip
+    cont_nbr: int = option(
+        0, "number of this continuation: N > 0 continues with fresh noise, 0 exactly as if never stopped",
+        minimum=0, defines_run=False,
+    )  # fmt: skip
+    seed: int = option(0, "seed of everything random", minimum=0)
+    published_behaviour: bool = option(
+        False, "reproduce the public code where ours corrects it (docs/differences.md)"
+    )
+
+
+@dataclass
+class LaunchOptions:
+    """Processes and devices."""
+
+    device: str = option(
+        "auto", "auto uses GPUs where there are any", choices=("auto", "cpu", "cuda"), defines_run=False
+    )
+    n_gpus_per_node: int = option(
+        0, "ranks on each node; 0 is one for each GPU, or a single CPU rank", minimum=0, defines_run=False
+    )
+    n_nodes: int = option(1, "number of nodes", minimum=1, defines_run=False)
+    node_rank: int = option(0, "index of this node, from 0", minimum=0, defines_run=False)
+    master_address: str = option("127.0.0.1", "address of node 0", defines_run=False)
+    master_port: int = option(
+        0, "port of node 0 for the rendezvous; 0 takes a free one (one node only)", minimum=0, maximum=65535,
+        defines_run=False,
+    )  # fmt: skip
+    collective_timeout: float = option(
+        1800.0, "seconds until a collective that does not complete is an error", above=0.0, defines_run=False
+    )
+    grace_seconds: float = option(
+        120.0, "seconds that ranks may take from a stop signal to their snapshot and exit", above=0.0,
+        defines_run=False,
+    )  # fmt: skip
+
+
+@dataclass
+class DataOptions:
+    """Data sets."""
+
+    dataset: str = option(
+        "digits", "data set",
+        choices=("multimodal_swissroll", "diamond", "digits", "cifar10", "celeba_256", "lmdb", "folder"),
+    )  # fmt: skip
+    data_location: str = option("data", "folder of the data set's files", defines_run=False)
+    is_image: bool = option(True, "images, or points of dimension data_dim")
+    image_size: int = option(32, "height and width in pixels", minimum=1)
+    image_channels: int = option(3, "colour channels", choices=(1, 3))
+    center_image: bool = option(True, "scale images to [-1, 1] rather than [0, 1]")
+    data_dim: int = option(2, "dimension of points", minimum=1)
+    random_flip: bool = option(False, "flip training images left to right with probability 1/2")
+    uniform_dequantization: bool = option(
+        False, "add uniform noise within one grey level to training images, as the likelihood evaluation does"
+    )
+    n_workers: int = option(0, "data-loader processes of each rank", minimum=0, defines_run=False)
+
+
+@dataclass
+class ProcessOptions:
+    """Forward diffusion process."""
+
+    sde: str = option("cld", "critically-damped Langevin diffusion or variance preserving", choices=("cld", "vpsde"))
+    beta_type: str = option("linear", "form of beta(t) = beta0 + beta1 t", choices=("linear",))
+    beta0: float = option(4.0, "beta(0)", minimum=0.0)
+    beta1: float = option(0.0, "slope of beta(t)", minimum=0.0)
+    m_inv: float = option(4.0, "inverse mass 1/M (cld)", above=0.0)
+    gamma: float = option(0.04, "initial velocity variance in units of M (cld)", above=0.0)
+    numerical_eps: float = option(1e-9, "added to the variances of the perturbation kernel (cld)", minimum=0.0)
+    cld_objective: str = option("hsm", "hybrid or plain denoising score matching (cld)", choices=("hsm", "dsm"))
+
+
+@dataclass
+class ObjectiveOptions:
+    """Training objective."""
+
+    weighting: str = option(
+        "reweightedv2", "weighting of the loss over time", choices=("likelihood", "reweightedv1", "reweightedv2")
+    )
+    loss_eps: float = option(1e-5, "smallest training time, of [0, 1]", above=0.0, maximum=0.5)
+    mixed_score: bool = option(True, "learn the difference to the score of a Gaussian")
+
+
+@dataclass
+class NetworkOptions:
+    """Network. Options of the published settings that allow one value here are checked, not silently ignored."""
+
+    name: str = option("ncsnpp", "ncsnpp for images, mlp for points", choices=("ncsnpp", "mlp"))
+    n_channels: int = option(128, "base width (ncsnpp)", minimum=4)
+    ch_mult: list[int] = option([1, 2, 2, 2], "width of each level in units of n_channels (ncsnpp)", minimum=1)
+    n_resblocks: int = option(8, "residual blocks of each level (ncsnpp)", minimum=1)
+    attn_resolutions: list[int] = option([16], "resolutions with attention (ncsnpp)", minimum=1)
+    resamp_with_conv: bool = option(True, "convolve where resolution changes (ncsnpp)", choices=(True,))
+    use_fir: bool = option(True, "resample with the FIR filter fir_kernel (ncsnpp)")
+    fir_kernel: list[int] = option([1, 3, 3, 1], "taps of the FIR filter (ncsnpp)", minimum=0)
+    skip_rescale: bool = option(True, "divide sums of two branches by sqrt(2) (ncsnpp)", choices=(True,))
+    resblock_type: str = option("biggan", "kind of residual block (ncsnpp)", choices=("biggan",))
+    progressive: str = option("none", "output pyramid (ncsnpp)", choices=("none",))
+    progressive_input: str = option("residual", "input pyramid (ncsnpp)", choices=("none", "residual"))
+    progressive_combine: str = option("sum", "how the input pyramid is joined (ncsnpp)", choices=("sum",))
+    attention_type: str = option("ddpm", "kind of attention (ncsnpp)", choices=("ddpm",))
+    normalization: str = option("GroupNorm", "normalisation (ncsnpp)", choices=("GroupNorm",))
+    nonlinearity: str = option("swish", "activation", choices=("swish",))
+    init_scale: float = option(0.0, "initial scale of each block's last layer (ncsnpp)", minimum=0.0)
+    conv_size: int = option(3, "convolution size in pixels (ncsnpp)", choices=(3,))
+    embedding_type: str = option("fourier", "time embedding (ncsnpp)", choices=("fourier", "positional"))
+    fourier_scale: float = option(16.0, "scale of the Fourier frequencies (ncsnpp)", above=0.0)
+    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
+    n_hidden: int = option(256, "width (mlp)", minimum=1)
+    n_layers: int = option(4, "hidden blocks (mlp)", minimum=1)
+
+
+@dataclass
+class OptimizationOptions:
+    """Optimiser, averages and precision."""
+
+    optimizer: str = option("Adam", "optimiser", choices=("Adam", "AdamW", "Adamax"))
+    learning_rate: float = option(2e-4, "learning rate after warm-up", above=0.0)
+    weight_decay: float = option(0.0, "weight decay (L2 for Adam, decoupled for AdamW)", minimum=0.0)
+    grad_clip: float = option(1.0, "largest global gradient norm; 0 is no clipping", minimum=0.0)
+    n_warmup_iters: int = option(0, "steps over which the learning rate rises linearly", minimum=0)
+    ema_rate: float = option(0.9999, "decay of the weight average", minimum=0.0, maximum=1.0)
+    autocast_train: bool = option(False, "mixed precision in training")
+    autocast_eval: bool = option(False, "mixed precision in evaluation and sampling")
+    autocast_dtype: str = option("bf16", "mixed-precision type; fp16 with loss scaling", choices=("bf16", "fp16"))
+    compile: bool = option(False, "compile the network with torch.compile", defines_run=False)
+
+
+@dataclass
+class TrainingOptions:
+    """The loop. An action is due at step s when s >= its threshold and s is a multiple of its *_freq; 0 is never."""
+
+    n_train_iters: int = option(800_000, "training steps", minimum=1)
+    training_batch_size: int = option(64, "largest number of samples one rank works on at a time", minimum=1)
+    total_batch_size: int = option(
+        0, "samples of one step over all ranks; 0 is training_batch_size x ranks x gradient_accumulation",
+        minimum=0,
+    )  # fmt: skip
+    gradient_accumulation: int = option(1, "micro-batches of one step on each rank", minimum=1)
+    testing_batch_size: int = option(64, "samples of one evaluation chunk (loss, likelihood)", minimum=1)
+    sampling_batch_size: int = option(64, "samples of one sampling chunk", minimum=1)
+    log_freq: int = option(100, "steps between log entries", minimum=0, defines_run=False)
+    eval_freq: int = option(0, "steps between validation losses", minimum=0, defines_run=False)
+    eval_threshold: int = option(1, "first step of validation", minimum=0, defines_run=False)
+    n_eval_batches: int = option(1, "test batches of a validation during training", minimum=1, defines_run=False)
+    likelihood_freq: int = option(0, "steps between likelihood evaluations", minimum=0, defines_run=False)
+    likelihood_threshold: int = option(1, "first step of likelihood evaluation", minimum=0, defines_run=False)
+    n_likelihood_batches: int = option(1, "test batches of a likelihood evaluation", minimum=1, defines_run=False)
+    snapshot_freq: int = option(10_000, "steps between updates of checkpoint.pth", minimum=0, defines_run=False)
+    snapshot_threshold: int = option(1, "first step of a snapshot", minimum=0, defines_run=False)
+    sample_freq: int = option(0, "steps between sample grids; 0 is with every fid and save action", minimum=0,
+                              defines_run=False)  # fmt: skip
+    sample_threshold: int = option(1, "first step of a sample grid", minimum=0, defines_run=False)
+    fid_freq: int = option(0, "steps between FID evaluations", minimum=0, defines_run=False)
+    fid_threshold: int = option(1, "first step of FID evaluation", minimum=0, defines_run=False)
+    fid_samples_training: int = option(20_000, "samples of an FID evaluation during training", minimum=2,
+                                       defines_run=False)  # fmt: skip
+    save_freq: int = option(50_000, "steps between snapshots that are kept as checkpoint_<step>.pth", minimum=0,
+                            defines_run=False)  # fmt: skip
+    save_threshold: int = option(1, "first step of a kept snapshot", minimum=0, defines_run=False)
+
+
+@dataclass
+class SamplingOptions:
+    """Sampling."""
+
+    sampling_method: str = option(
+        "ode", "probability-flow ODE, Euler-Maruyama, or symmetric splitting (cld)", choices=("ode", "em", "sscs"),
+        defines_run=False,
+    )  # fmt: skip
+    sampling_solver: str = option("RK45", "ODE solver (ode)", defines_run=False)
+    sampling_rtol: float = option(1e-5, "relative tolerance of the solver (ode)", above=0.0, defines_run=False)
+    sampling_atol: float = option(1e-5, "absolute tolerance of the solver (ode)", above=0.0, defines_run=False)
+    sampling_n_steps: int = option(
+        0, "steps of a fixed-step sampling_solver such as rk4 (ode); 0 for adaptive solvers", minimum=0,
+        defines_run=False,
+    )  # fmt: skip
+    n_discrete_steps: int = option(500, "network evaluations (em, sscs)", minimum=1, defines_run=False)
+    striding: str = option("linear", "spacing of the steps (em, sscs)", choices=("linear", "quadratic"),
+                           defines_run=False)  # fmt: skip
+    sampling_eps: float = option(1e-3, "time at which sampling stops, of [0, 1]", minimum=0.0, maximum=0.5,
+                                 defines_run=False)  # fmt: skip
+    denoising: bool = option(True, "end with a noise-free step to time 0", defines_run=False)
+
+
+@dataclass
+class LikelihoodOptions:
+    """Likelihood through the probability-flow ODE."""
+
+    likelihood_solver: str = option("RK45", "ODE solver", defines_run=False)
+    likelihood_rtol: float = option(1e-5, "relative tolerance", above=0.0, defines_run=False)
+    likelihood_atol: float = option(1e-5, "absolute tolerance", above=0.0, defines_run=False)
+    likelihood_n_steps: int = option(
+        0, "steps of a fixed-step likelihood_solver such as rk4; 0 for adaptive solvers", minimum=0,
+        defines_run=False,
+    )  # fmt: skip
+    likelihood_eps: float = option(1e-5, "start time, of [0, 1]", above=0.0, maximum=0.5, defines_run=False)
+    likelihood_hutchinson_type: str = option(
+        "rademacher", "distribution of the trace-estimator probes", choices=("rademacher", "gaussian"),
+        defines_run=False,
+    )  # fmt: skip
+
+
+@dataclass
+class EvaluationOptions:
+    """--mode eval, and what the same evaluations use during training."""
+
+    eval_folder: str = option("eval", "folder in workdir for results.json", defines_run=False)
+    ckpt_file: str = option("", "snapshot to evaluate, in workdir/checkpoints or a path; default the newest intact one",
+                            defines_run=False)  # fmt: skip
+    eval_loss: bool = option(False, "evaluate the training objective on the test set", defines_run=False)
+    eval_likelihood: bool = option(False, "evaluate NELBO / NLL on the test set", defines_run=False)
+    eval_sample: bool = option(False, "write samples and a grid", defines_run=False)
+    eval_fid: bool = option(False, "evaluate the Frechet distance", defines_run=False)
+    eval_density: bool = option(False, "draw the model's density on a grid (points)", defines_run=False)
+    eval_n_items: int = option(
+        0, "test items for loss and likelihood; 0 is the whole test set (10,000 of generated data)", minimum=0,
+        defines_run=False,
+    )  # fmt: skip
+    eval_n_samples: int = option(64, "samples that --eval_sample writes", minimum=1, defines_run=False)
+    eval_fid_samples: int = option(50_000, "samples for the Frechet distance", minimum=2, defines_run=False)
+    fid_detector: str = option("pixels", "feature detector: pixels, or the path of a TorchScript file",
+                               defines_run=False)  # fmt: skip
+    fid_statistics: str = option(
+        "", "reference statistics (.npz with mu and sigma, or pool_3); default: computed from the training set",
+        defines_run=False,
+    )  # fmt: skip
+    eval_seed: int = option(0, "seed of evaluation noise", minimum=0, defines_run=False)
+
+
+GROUPS: dict[str, type] = {
+    "run": RunOptions,
+    "launch": LaunchOptions,
+    "data": DataOptions,
+    "process": ProcessOptions,
+    "objective": ObjectiveOptions,
+    "network": NetworkOptions,
+    "optimization": OptimizationOptions,
+    "training": TrainingOptions,
+    "sampling": SamplingOptions,
+    "likelihood": LikelihoodOptions,
+    "evaluation": EvaluationOptions,
+}

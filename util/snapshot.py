@@ -1,0 +1,266 @@
+"""Snapshots that survive a kill at any instant, and are never loaded when damaged.
+
+A snapshot is an ordinary ``torch.save`` file (a zip archive); its archive comment holds the step and a SHA-256 of
+everything before the comment, so one file carries data and check and ``torch.load`` needs to know nothing of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from util.errors import RunFailed, UsageError
+from util.files import flush_folder, remove_leftovers, replacing
+
+RUNNING = "checkpoint.pth"
+PREVIOUS = "checkpoint_previous.pth"
+_BLOCK = 1 << 20
+_END_RECORD = 22  # bytes of a zip archive's end record without its comment
+
+
+def _digest(path: Path, length: int) -> str:
+    """SHA-256 of the first ``length`` bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while length > 0:
+            block = file.read(min(_BLOCK, length))
+            if not block:
+                break
+            digest.update(block)
+            length -= len(block)
+    return digest.hexdigest()
+
+
+class _HashingWriter:
+    """A file for ``torch.save`` that hashes what it should hold, to compare with what the disk holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+        self.digest = hashlib.sha256()
+        self.held_back = b""
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data)
+        # The archive's last two bytes are the comment's length, which is not covered.
+        pending = self.held_back + bytes(data)
+        self.digest.update(pending[:-2])
+        self.held_back = pending[-2:]
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_snapshot(path: Path, state: dict[str, Any]) -> str:
+    """Write, flush, read back, and only then put in place.
+
+    Args:
+        path: the file to replace.
+        state: tensors and plain containers, with an integer ``step``.
+
+    Returns:
+        The snapshot's SHA-256.
+
+    Raises:
+        OSError: the disk is full or what it holds is not what was written; ``path`` is as it was.
+    """
+    with replacing(path) as temporary:
+        writer = _HashingWriter(temporary)
+        try:
+            torch.save(state, cast(IO[bytes], writer))
+            checksum = writer.digest.hexdigest()
+            comment = json.dumps({"step": int(state["step"]), "sha256": checksum}).encode()
+            length = writer.file.tell() - 2
+            writer.file.seek(length)
+            writer.file.write(len(comment).to_bytes(2, "little") + comment)
+            writer.file.flush()
+            os.fsync(writer.file.fileno())
+        finally:
+            writer.file.close()
+        if _digest(temporary, length) != checksum:
+            raise OSError(f"{path}: the file read back differs from what was written")
+    return checksum
+
+
+@dataclass(frozen=True)
+class SnapshotFile:
+    """An intact snapshot on disk."""
+
+    path: Path
+    step: int
+    sha256: str
+
+
+class DamagedSnapshot(Exception):
+    """The file is not what was written; the message says in which way."""
+
+
+def inspect_snapshot(path: Path) -> SnapshotFile:
+    """Check a snapshot without loading it.
+
+    Raises:
+        DamagedSnapshot: truncated, altered, or not one of ours.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 1024))
+        tail = file.read()
+    position = tail.rfind(b"PK\x05\x06")
+    if position < 0 or len(tail) < position + _END_RECORD:
+        raise DamagedSnapshot("it is truncated")
+    comment = tail[position + _END_RECORD :]
+    try:
+        note = json.loads(comment)
+        step, checksum = int(note["step"]), str(note["sha256"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedSnapshot("its checksum is missing or damaged") from None
+    if int.from_bytes(tail[position + 20 : position + 22], "little") != len(comment):
+        raise DamagedSnapshot("its end record is damaged")
+    if _digest(path, size - len(comment) - 2) != checksum:
+        raise DamagedSnapshot("its contents do not match its checksum")
+    return SnapshotFile(path, step, checksum)
+
+
+def read_snapshot(path: Path) -> dict[str, Any]:
+    """Load a snapshot onto the CPU; nothing in the file can run code.
+
+    Raises:
+        UsageError: not a file that torch can load as plain tensors and containers, or not a snapshot.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{path}: not a snapshot that can be loaded safely ({first_line[:160]})") from None
+    missing = [key for key in ("step", "networks", "emas") if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise UsageError(
+            f"{path}: not a Scorefleet snapshot (no '{missing[0]}'); published checkpoints are converted with "
+            "python -m util.import_checkpoint"
+        )
+    return state
+
+
+def find_snapshots(folder: Path, say: Callable[[str], None]) -> SnapshotFile | None:
+    """The newest intact snapshot in a checkpoint folder, or None.
+
+    Damaged ones are passed over with a line to ``say`` each.
+    """
+    found = []
+    for path in folder.glob("checkpoint*.pth"):
+        try:
+            found.append(inspect_snapshot(path))
+        except DamagedSnapshot as damage:
+            say(f"{path}: {damage}; it is not used")
+    # Of equal steps the running one is named in messages.
+    return max(found, key=lambda entry: (entry.step, entry.path.name == RUNNING), default=None)
+
+
+class SnapshotWriter:
+    """Writes snapshots of rank 0 off the training thread.
+
+    ``checkpoint.pth`` is the running one; the one before it stays as ``checkpoint_previous.pth``. A snapshot that is
+    kept also gets the name ``checkpoint_<step>.pth``, at no cost in disk space where hard links exist.
+
+    Args:
+        folder: the checkpoint folder.
+        on_saved: called in the writing thread once a snapshot is safely on disk, with its path and step.
+    """
+
+    def __init__(self, folder: Path, on_saved: Callable[[SnapshotFile], None]) -> None:
+        self.folder = folder
+        self.on_saved = on_saved
+        self.error: Exception | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        self._jobs: queue.Queue[tuple[dict[str, Any], bool] | None] = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._work, name="snapshot writer", daemon=True)
+        self._thread.start()
+
+    def save(self, state: dict[str, Any], keep: bool) -> float:
+        """Copy the state to the CPU and hand it to the writing thread; waits while an earlier one is written.
+
+        Returns:
+            Seconds for which the caller was held up.
+
+        Raises:
+            RunFailed: an earlier snapshot could not be written.
+        """
+        started = time.perf_counter()
+        self.wait()
+        self._jobs.put((copy_to_cpu(state), keep))
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Return when every snapshot handed over is on disk.
+
+        Raises:
+            RunFailed: one could not be written.
+        """
+        self._jobs.join()
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raises RunFailed if a snapshot could not be written; does not wait."""
+        if self.error is not None:
+            raise RunFailed(f"a snapshot could not be written: {self.error}; the last good one is untouched")
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._write(*job)
+            except Exception as error:  # a full disk (torch says RuntimeError) or anything else: the loop raises it
+                self.error = error
+            finally:
+                self._jobs.task_done()
+        self._jobs.task_done()
+
+    def _write(self, state: dict[str, Any], keep: bool) -> None:
+        running, fresh = self.folder / RUNNING, self.folder / f".{RUNNING}.new.tmp"
+        checksum = write_snapshot(fresh, state)
+        if keep:
+            _second_name(fresh, self.folder / f"checkpoint_{int(state['step'])}.pth")
+        if running.exists():
+            _second_name(running, self.folder / PREVIOUS)
+        os.replace(fresh, running)
+        flush_folder(self.folder)
+        self.on_saved(SnapshotFile(running, int(state["step"]), checksum))
+
+
+def _second_name(path: Path, name: Path) -> None:
+    """Give ``path`` another name, replacing what had it, without a moment at which either is missing."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        with replacing(name) as copy:
+            shutil.copyfile(path, copy)
+        return
+    os.replace(temporary, name)
+
+
+def copy_to_cpu(value: Any) -> Any:
+    """The same containers with every tensor copied to the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copy_to_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copy_to_cpu(entry) for entry in value)
+    return value
