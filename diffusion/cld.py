@@ -29,8 +29,8 @@ class CriticallyDampedLangevin:
         schedule: beta(t).
         m_inv: 1 / M.
         gamma: initial velocity variance in units of M.
-        numerical_eps: added to the diagonal of the covariance that training and the network's score use; without
-            it x and v of the hsm kernel are almost perfectly correlated at small times.
+        numerical_eps: added to the diagonal of the covariance that training and the network's score use;
+            without it x and v of the hsm kernel are almost perfectly correlated at small times.
         objective: "hsm", hybrid score matching, whose kernel averages over the initial velocity (Section
             3.2), or "dsm", denoising score matching, whose kernel starts from a drawn velocity.
 

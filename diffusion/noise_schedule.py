@@ -9,8 +9,8 @@ from util.errors import UsageError
 
 @dataclass(frozen=True)
 class LinearBeta:
-    """beta(t) = beta0 + beta1 t (Song et al., arXiv 2011.13456, Appendix C; beta1 is the slope, not the value at
-    t = 1).
+    """beta(t) = beta0 + beta1 t (Song et al., arXiv 2011.13456, Appendix C; beta1 is the slope, not the value
+    at t = 1).
 
     Raises:
         UsageError: if beta is negative somewhere on [0, 1] or vanishes everywhere.

@@ -92,6 +92,8 @@ def solve(
 
     def counted(t: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         nonlocal n_evaluations
+        # The trial evaluation that sizes the first step of an adaptive solver can lie past the end.
+        t = t.clamp(max=end)
         derivative = flatten(right_hand_side(t, unflatten(vector)))
         n_evaluations += 1
         # SciPy's step control never ends once a step size is NaN, so this cannot wait for the result.
@@ -107,7 +109,10 @@ def solve(
     else:
         times = torch.tensor([start, end], dtype=torch.float64, device=initial.device)
         grid = None if n_steps is None else torch.linspace(start, end, n_steps + 1, dtype=torch.float64)
-        options = None if grid is None else {"grid_constructor": lambda *_: grid}
+        # An adaptive step would otherwise go past the end, where a process need not be defined.
+        options: dict[str, object] = (
+            {"step_t": times[1:]} if grid is None else {"grid_constructor": lambda *_: grid.to(times)}
+        )
         try:
             final = odeint(counted, initial, times, rtol=rtol, atol=atol, method=solver, options=options)[-1]
         except AssertionError as error:

@@ -89,16 +89,9 @@ def expand(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def apply(matrix: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """A matrix on components (B, k, k) times a state (B, k C, ...)."""
-    k = matrix.shape[-1]
-    components = u.chunk(k, dim=1)
-    rows = [
-        sum(
-            (expand(matrix[:, i, j], u) * components[j] for j in range(1, k)),
-            expand(matrix[:, i, 0], u) * components[0],
-        )
-        for i in range(k)
-    ]
-    return torch.cat(rows, dim=1)
+    components = u.unflatten(1, (matrix.shape[-1], -1))
+    matrix = matrix.reshape(*matrix.shape, *[1] * (u.dim() - 1))
+    return (matrix * components.unsqueeze(1)).sum(2).flatten(1, 2)
 
 
 def initial_state(

@@ -1,9 +1,9 @@
 """The reverse-time equation and the probability flow of any process, in reversed time tau = 1 - t.
 
 tau runs from 0 (prior) to 1 (data). Song et al., arXiv 2011.13456, Eqs. 6 and 13; for a process with a
-velocity Dockhorn et al., arXiv 2112.07068, Section 3.3 and Appendix B. Throughout, ``score`` is the value of the score at
-(u, 1 - tau), shape (B, C, ...); u is (B, k C, ...); tau float64 (B,); results are float64 with the shape of
-u.
+velocity Dockhorn et al., arXiv 2112.07068, Section 3.3 and Appendix B. Throughout, ``score`` is the value of
+the score at (u, 1 - tau), shape (B, C, ...); u is (B, k C, ...); tau float64 (B,); results are float64,
+shaped like u.
 """
 
 import torch

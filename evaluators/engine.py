@@ -179,8 +179,9 @@ class _Run:
             if not _claim(claims / str(chunk)):
                 continue
             self._write_chunk(chunk, compute(self.indices(chunk)))
-            if distributed.is_main:
-                progress.show(self.n_done())
+            # The last line is left to the caller, who knows when the other ranks have finished theirs.
+            if distributed.is_main and (n_done := self.n_done()) < self.n_items:
+                progress.show(n_done)
         return False
 
     def n_done(self) -> int:

@@ -112,7 +112,7 @@ def run_evaluations(
     """
     job = Job(
         folder, distributed, should_stop, settings.seed, checkpoint_step, checkpoint_digest,
-        settings.method_settings,
+        {**settings.method_settings, "published_behaviour": settings.published_behaviour},
     )  # fmt: skip
     if settings.eval_density:
         check_two_dimensional(test_dataset)

@@ -12,7 +12,7 @@ from trainers.check import check_config
 from trainers.run import choose_snapshot, open_datasets
 from util.config import Config
 from util.distributed import Distributed
-from util.errors import UsageError
+from util.errors import Preempted, UsageError
 from util.snapshot import inspect_snapshot, read_snapshot
 from util.stop import StopRequest
 
@@ -42,10 +42,14 @@ def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> Non
     if distributed.is_main:
         logger.info("evaluating %s (step %d)", path, method.state.step)
     folder = config.workdir / config.evaluation.eval_folder
-    results = run_evaluations(
-        method, datasets["train"], datasets["test"], settings_from(config), folder, distributed, stop,
-        method.state.step, digest,
-    )  # fmt: skip
+    try:
+        results = run_evaluations(
+            method, datasets["train"], datasets["test"], settings_from(config), folder, distributed, stop,
+            method.state.step, digest,
+        )  # fmt: skip
+    except Preempted as stopped:
+        logger.info("%s; the same command goes on from here", stopped)
+        raise
     if distributed.is_main:
         for name, entry in results.items():
             if "value" in entry:

@@ -22,9 +22,10 @@ def check_config(config: Config, world_size: int) -> None:
     make_process(config)
     _check_data(config)
     _check_sampling(config)
-    _check_batches(config, world_size)
     if config.run.mode == "eval":
         _check_evaluation(config)
+    else:
+        _check_batches(config, world_size)
 
 
 def _check_data(config: Config) -> None:

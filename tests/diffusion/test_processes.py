@@ -59,15 +59,14 @@ def test_the_kernel_forgets_the_data_for_the_prior(name):
 
 
 def test_conditional_variance_without_numerical_eps_keeps_its_digits():
-    """For small B, Sigma_vv - Sigma_xv^2 / Sigma_xx of the hsm kernel is 2 M q / 12 + O(q^2), q = 2 r B."""
-    beta0, m_inv = 4.0, 4.0
-    process = CriticallyDampedLangevin(LinearBeta(beta0, 0.0), m_inv, 0.04, 0.0, "hsm")
+    """Sigma_vv - Sigma_xv^2 / Sigma_xx of the hsm kernel tends to 2/3 M q for q = 2 B / sqrt(M) far below
+    gamma."""
+    beta0, m_inv, gamma = 4.0, 4.0, 0.04
+    process = CriticallyDampedLangevin(LinearBeta(beta0, 0.0), m_inv, gamma, 0.0, "hsm")
     t = torch.logspace(-12, -9, 4, dtype=torch.float64)
-    conditional = process.kernel_factor(t)[:, 1, 1] ** 2
-    # With x = r^2 B v0 + noise, the velocity noise given x leaves M (2 q + q/6 - q) = 7/6 M q, less O(q^2).
+    conditional_variance = process.kernel_factor(t)[:, 1, 1] ** 2
     q = 2 * m_inv**0.5 * beta0 * t
-    coefficient = conditional / (q / m_inv)
-    torch.testing.assert_close(coefficient, torch.full_like(t, coefficient[0].item()), rtol=1e-5, atol=0)
+    torch.testing.assert_close(conditional_variance, 2 / 3 * q / m_inv, rtol=1e-5, atol=0)
 
 
 def test_two_reversed_langevin_steps_make_one():
@@ -99,7 +98,9 @@ def test_reversed_langevin_step_leaves_the_prior_as_it_is():
     prior = torch.diag(torch.tensor(process.prior_standard_deviations, dtype=torch.float64))
     zero = torch.zeros(1, 2, dtype=torch.float64)
     carried = [process.reversed_langevin_step(row[None], tau, tau + 0.4, zero)[0] for row in prior]
-    added = [process.reversed_langevin_step(zero, tau, tau + 0.4, row[None])[0] for row in torch.eye(2).double()]
+    added = [
+        process.reversed_langevin_step(zero, tau, tau + 0.4, row[None])[0] for row in torch.eye(2).double()
+    ]
     columns = torch.stack([*carried, *added], 1)
     torch.testing.assert_close(columns @ columns.mT, prior @ prior)
 

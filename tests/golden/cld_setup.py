@@ -19,7 +19,9 @@ def make_process(arrays: Arrays, objective: str = "hsm") -> Process:
     schedule = LinearBeta(float(arrays["hp/beta0"]), float(arrays["hp/beta1"]))
     if "hp/m_inv" not in arrays:
         return VariancePreserving(schedule)
-    m_inv, gamma, numerical_eps = (float(arrays[f"hp/{name}"]) for name in ("m_inv", "gamma", "numerical_eps"))
+    m_inv, gamma, numerical_eps = (
+        float(arrays[f"hp/{name}"]) for name in ("m_inv", "gamma", "numerical_eps")
+    )
     return CriticallyDampedLangevin(schedule, m_inv, gamma, numerical_eps, objective)
 
 
@@ -75,11 +77,13 @@ class Comparison:
 
 def variants(arrays: Arrays) -> list[str]:
     """Names of the runs in a sampler or likelihood file."""
-    return sorted(key.removesuffix("/nfe") for key in arrays if key.endswith("/nfe"))
+    prefixes = {key.split("/")[0] for key in arrays if "/" in key}
+    return sorted(prefixes - {"hp", "prior", "net", "net_mixed", "net_plain"})
 
 
 def runs(*names: str) -> Iterator[tuple[str, str, bool]]:
-    """Every (file, variant, published_behaviour): a file as it was published, and its corrected twin if there is one."""
+    """Every (file, variant, published_behaviour): files as published, and their corrected twins where there
+    are any."""
     for name in names:
         for file, published_behaviour in ((name, True), (f"{name}_corrected", False)):
             if published_behaviour or exists("cld", file):

@@ -6,7 +6,7 @@ import torch
 
 from diffusion.kernel import kernel_mean, loss_multiplier, noise_multiplier
 from diffusion.prior import prior_log_density
-from diffusion.process import apply, diffusion, drift, driven, split
+from diffusion.process import diffusion, drift, driven, expand, split
 from diffusion.reverse import probability_flow_drift, reverse_diffusion, reverse_drift
 from tests.golden.cld_setup import Comparison, make_process
 from tests.golden.vectors import load
@@ -110,11 +110,12 @@ def test_vp_kernel():
     comparison.relative("noise_multiplier", noise_multiplier(process, t), RELATIVE)
 
 
-def test_probability_flow_has_no_noise_and_reverse_noise_only_in_the_velocity():
-    arrays = load("cld", "kernel_cld")
+@pytest.mark.parametrize("name", ["kernel_cld", "kernel_vpsde"])
+def test_probability_flow_has_half_the_score_and_no_noise(name):
+    arrays = load("cld", name)
     process = make_process(arrays)
     u, score, t = (torch.from_numpy(arrays[key]) for key in ("u", "score", "t"))
     assert not arrays["probflow/diffusion"].any()
     difference = probability_flow_drift(process, score, u, 1 - t) - reverse_drift(process, score, u, 1 - t)
     strength = -0.5 * process.diffusion_coefficient(t) ** 2
-    torch.testing.assert_close(difference, apply(strength[:, None, None], driven(process, score)))
+    torch.testing.assert_close(difference, driven(process, expand(strength, score) * score))

@@ -67,7 +67,9 @@ def test_likelihood(file, variant, published_behaviour):
     if "velocity_entropy" in terms:
         comparison.close("nll_bound", value, TOLERANCE)
         assert process.velocity_variance is not None
-        comparison.relative("velocity_entropy", gaussian_entropy(process.velocity_variance, n_dimensions), 1e-12)
+        comparison.relative(
+            "velocity_entropy", gaussian_entropy(process.velocity_variance, n_dimensions), 1e-12
+        )
     if "pixels_uint8" in arrays:
         comparison.equal("bpd_offset", SCALE.offset)
         value = sum(in_bits_per_dimension(terms, n_dimensions, SCALE).values())

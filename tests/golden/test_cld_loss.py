@@ -38,7 +38,9 @@ def test_loss_and_everything_on_the_way(name):
     comparison.relative("loss_multiplier", loss_multiplier(process, t), FLOAT64)
     if "mixed/var_vv" in arrays:
         unit_state = torch.ones(len(t), 2, dtype=torch.float64)
-        comparison.relative("mixed/var_vv", -1 / process.analytic_score(unit_state, t)[:, 0], FLOAT64_OF_SMALL_TIMES)
+        comparison.relative(
+            "mixed/var_vv", -1 / process.analytic_score(unit_state, t)[:, 0], FLOAT64_OF_SMALL_TIMES
+        )
 
     network = PointwiseNetwork(arrays, "net")
     recorded_state = torch.from_numpy(arrays["perturbed_f32"])

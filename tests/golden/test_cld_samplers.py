@@ -49,7 +49,9 @@ class Run:
         }
 
     def ode_options(self) -> dict:
-        tolerances = [TIGHT] * 2 if "tight" in self.words else [self.arrays["hp/rtol"], self.arrays["hp/atol"]]
+        tolerances = (
+            [TIGHT] * 2 if "tight" in self.words else [self.arrays["hp/rtol"], self.arrays["hp/atol"]]
+        )
         rtol, atol = map(float, tolerances)
         return {"sampling_eps": self.sampling_eps, "denoise": self.denoise, "rtol": rtol, "atol": atol}
 
@@ -58,7 +60,9 @@ class Run:
             self.comparison.close(name, component, TOLERANCE)
 
 
-@pytest.mark.parametrize("file", sorted({run[0] for run in runs("sampler_em_cld", "sampler_em_vpsde", "sampler_toy_cld")}))
+@pytest.mark.parametrize(
+    "file", sorted({run[0] for run in runs("sampler_em_cld", "sampler_em_vpsde", "sampler_toy_cld")})
+)
 def test_prior(file):
     arrays = load("cld", file)
     draws = [arrays[key] for key in ("prior/zx", "prior/zv") if key in arrays]

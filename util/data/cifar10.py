@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import pickle
+import pickletools
 import tarfile
 import tempfile
 import urllib.request
@@ -66,14 +68,20 @@ class _BatchUnpickler(pickle.Unpickler):
 
 def _read_batch(file: IO[bytes], place: str) -> np.ndarray:
     """The images of one batch file, uint8 (N, 3, 32, 32)."""
-    content = io.BytesIO(file.read())
+    content = file.read()
+    position = 0
     remedy = f"remove it and fetch {ARCHIVE} again"
     try:
-        batch = _BatchUnpickler(content, encoding="bytes").load()
+        for opcode, argument, at in pickletools.genops(content):
+            position = at or 0
+            # The unpickler makes room for as many memorized objects as the largest number given to one.
+            if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > len(content):
+                raise pickle.UnpicklingError(f"memorized object number {argument}")
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     # A damaged pickle can raise nearly anything; whatever it is, the file cannot be read.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{place}: damaged at byte {content.tell()} ({reason}): {remedy}") from None
+        raise UsageError(f"{place}: damaged at or after byte {position} ({reason}): {remedy}") from None
     if not isinstance(batch, dict):
         raise UsageError(f"{place}: not a CIFAR-10 batch, which is a dictionary: {remedy}")
     entries = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
@@ -82,9 +90,7 @@ def _read_batch(file: IO[bytes], place: str) -> np.ndarray:
         raise UsageError(f"{place}: not a CIFAR-10 batch, which has 'data' and 'labels': {remedy}")
     row_size = int(np.prod(_SHAPE))
     if getattr(data, "shape", None) != (len(labels), row_size) or not isinstance(data.content, bytes):
-        raise UsageError(
-            f"{place}: 'data' is not an array of {len(labels)} rows by {row_size} bytes: {remedy}"
-        )
+        raise UsageError(f"{place}: 'data' is not an array of {len(labels)} rows by {row_size} bytes: {remedy}")
     if len(data.content) != len(labels) * row_size:
         row = len(data.content) // row_size
         raise UsageError(f"{place}: 'data' ends in row {row} of {len(labels)}: {remedy}")
@@ -138,9 +144,7 @@ def open_cifar10(split: str, data_location: Path, image_size: int, image_channel
         )
     location = find_cifar10(data_location)
     if location is None:
-        raise UsageError(
-            f"cifar10: neither {FOLDER} nor {ARCHIVE} in {data_location}: put it there, from {URL}"
-        )
+        raise UsageError(f"cifar10: neither {FOLDER} nor {ARCHIVE} in {data_location}: put it there, from {URL}")
     names = _BATCHES[split]
     if location.is_file():
         batches = _read_archive(location, names)
@@ -169,11 +173,13 @@ def download_cifar10(data_location: Path, *, url: str = URL, md5: str = MD5) -> 
         with (
             urllib.request.urlopen(url, timeout=30) as response,
             # A name of its own: nodes that share a file system may download at the same time.
-            tempfile.NamedTemporaryFile(
-                dir=data_location, prefix=ARCHIVE, suffix=".part", delete=False
-            ) as file,
+            tempfile.NamedTemporaryFile(dir=data_location, prefix=ARCHIVE, suffix=".part", delete=False) as file,
             tqdm(
-                total=int(response.headers["Content-Length"] or 0), unit="B", unit_scale=True, desc=ARCHIVE
+                total=int(response.headers["Content-Length"] or 0) or None,
+                unit="B",
+                unit_scale=True,
+                desc=ARCHIVE,
+                disable=None,
             ) as bar,
         ):
             part = file.name
@@ -187,7 +193,7 @@ def download_cifar10(data_location: Path, *, url: str = URL, md5: str = MD5) -> 
             raise UsageError(f"cifar10: {url} came with MD5 {digest.hexdigest()} instead of {md5}: {remedy}")
         os.chmod(part, 0o644)
         os.replace(part, data_location / ARCHIVE)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UsageError(f"cifar10: cannot download {url} to {data_location} ({error}): {remedy}") from None
     finally:
         if part is not None:

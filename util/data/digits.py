@@ -34,13 +34,9 @@ def open_digits(split: str, image_size: int, image_channels: int) -> ImageArray:
         UsageError: any other size or number of channels.
     """
     if image_size < _SIZE or image_size % _SIZE != 0:
-        raise UsageError(
-            f"image_size {image_size} does not fit data set digits: choose 8 or a multiple of it"
-        )
+        raise UsageError(f"image_size {image_size} does not fit data set digits: choose 8 or a multiple of it")
     if image_channels != 1:
-        raise UsageError(
-            f"image_channels {image_channels} does not fit data set digits: its images have 1 channel"
-        )
+        raise UsageError(f"image_channels {image_channels} does not fit data set digits: its images have 1 channel")
     from sklearn.datasets import load_digits  # takes a second, which only those who want it should pay
 
     levels = load_digits().images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -47,16 +48,19 @@ def convert_images(
         RunFailed: the database cannot be written, as when the disk is full.
     """
     identity = [(str(source.relative_to(folder)), source.stat().st_size) for source in sources]
-    failure = f"{database}: cannot be written"
-    remedy = "make room and give the same command again, which goes on where this one stopped"
     try:
         database.mkdir(parents=True, exist_ok=True)
         with lmdb.open(str(database), map_size=map_size) as environment:
             return _convert(environment, database, sources, identity, read_images)
-    except lmdb.DiskError as error:
-        raise RunFailed(f"{failure}, the disk is full ({error}): {remedy}") from None
-    except (lmdb.Error, OSError) as error:
-        raise RunFailed(f"{failure} ({error}): {remedy}") from None
+    except lmdb.Error as error:
+        # LMDB may call a full disk an input/output error.
+        free = shutil.disk_usage(database).free >> 20
+        raise RunFailed(
+            f"{database}: cannot be written ({error}; {free} MiB are free there): make room and give the same command"
+            " again, which goes on where this one stopped"
+        ) from None
+    except OSError as error:
+        raise RunFailed(f"{database}: cannot be made ({error.strerror}): choose another place") from None
 
 
 def _convert(
@@ -69,9 +73,7 @@ def _convert(
     with environment.begin() as transaction:
         stored = read_metadata(database, transaction)
         if stored is None and transaction.stat()["entries"] > 0:
-            raise UsageError(
-                f"{database}: holds a database of another format: remove it or choose another place"
-            )
+            raise UsageError(f"{database}: holds a database of another format: remove it or choose another place")
     metadata = stored or Metadata(None, 0, identity, 0, False)
     if not _made_from(metadata, identity):
         raise UsageError(
@@ -92,9 +94,7 @@ def _convert(
         desc=database.name,
         disable=None,
     ) as bar:
-        for image, place, after in _remaining_images(
-            sources, identity, done.n_source_bytes_read, read_images
-        ):
+        for image, place, after in _remaining_images(sources, identity, done.n_source_bytes_read, read_images):
             if done.shape is not None and image.shape != done.shape:
                 raise UsageError(
                     f"{place}: an image of shape {image.shape}"
@@ -103,9 +103,7 @@ def _convert(
             pending.append(pack_image(image))
             bar.update(after - done.n_source_bytes_read)
             height, width, n_channels = image.shape
-            done = replace(
-                done, shape=(height, width, n_channels), length=done.length + 1, n_source_bytes_read=after
-            )
+            done = replace(done, shape=(height, width, n_channels), length=done.length + 1, n_source_bytes_read=after)
             if len(pending) * len(pending[0]) >= _BYTES_PER_TRANSACTION:
                 _commit(environment, database, metadata, done, pending)
                 metadata, pending = done, []
@@ -113,9 +111,7 @@ def _convert(
                     print(f"{database.name}: {done.length} images, {100 * after // n_bytes}%", flush=True)
                     reported = time.monotonic()
     if done.length == 0:
-        raise UsageError(
-            f"{database}: no image in the {len(sources)} source files: check where they come from"
-        )
+        raise UsageError(f"{database}: no image in the {len(sources)} source files: check where they come from")
     done = replace(done, complete=True)
     _commit(environment, database, metadata, done, pending)
     return done

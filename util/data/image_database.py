@@ -1,10 +1,9 @@
 """Images in an LMDB database: the format, and reading it.
 
-Key: the index as 8 bytes, big-endian. Value: CRC-32 of the rest (4 bytes, little-endian), then uint8 (H, W,
-    C). One more entry, "metadata", is JSON: version, shape, length, the source files with their sizes, how
-    far they have been read, and whether they have been read to the end. It is written in the same
-    transactions as the images, so it is true at every instant, and a database that is not complete cannot be
-    taken for one that is.
+Key: the index as 8 bytes, big-endian. Value: CRC-32 of the rest (4 bytes, little-endian), then uint8
+(H, W, C). One more entry, "metadata", is JSON: version, shape, length, the source files with their sizes, how
+far they have been read, and whether they have been read to the end. It is written in the same transactions as
+the images, so it is true at every instant, and a database that is not complete cannot be taken for one that is.
 """
 
 from __future__ import annotations
@@ -94,11 +93,12 @@ _environments: dict[Path, lmdb.Environment] = {}
 
 
 def _environment(path: Path) -> lmdb.Environment:
-    if path not in _environments:
-        _environments[path] = lmdb.open(
-            str(path), readonly=True, lock=False, readahead=False, meminit=False, subdir=path.is_dir()
+    resolved = path.resolve()
+    if resolved not in _environments:
+        _environments[resolved] = lmdb.open(
+            str(resolved), readonly=True, lock=False, readahead=False, meminit=False, subdir=resolved.is_dir()
         )
-    return _environments[path]
+    return _environments[resolved]
 
 
 def _close_environments() -> None:
@@ -158,15 +158,11 @@ def open_image_database(
         with _environment(path).begin() as transaction:
             metadata = read_metadata(path, transaction)
     except lmdb.Error as error:
-        raise UsageError(
-            f"{path}: not a readable LMDB database ({error}): convert the images again"
-        ) from None
+        raise UsageError(f"{path}: not a readable LMDB database ({error}): convert the images again") from None
     if metadata is None or not metadata.complete or metadata.shape is None:
-        _environments.pop(path).close()
+        _environments.pop(path.resolve()).close()
         stored = f"{metadata.length} images so far" if metadata is not None else "no record of its contents"
-        raise UsageError(
-            f"{path}: not complete ({stored}): give the same conversion command again to finish it"
-        )
+        raise UsageError(f"{path}: not complete ({stored}): give the same conversion command again to finish it")
     height, width, n_channels = metadata.shape
     if (height, width, n_channels) != (image_size, image_size, image_channels):
         raise UsageError(

@@ -44,9 +44,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder: put the images of this split there")
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _EXTENSIONS and path.is_file()
-    )
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _EXTENSIONS and path.is_file())
     if not paths:
         raise UsageError(f"{folder}: no image in it (looked for {', '.join(sorted(_EXTENSIONS))})")
     return paths

@@ -74,9 +74,7 @@ def _start_worker(_: int, parent: int) -> None:
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _start_workers(
-    reader: _MicroBatchReader, places: Iterator[Any], n_workers: int, pin_memory: bool
-) -> Iterator[Any]:
+def _start_workers(reader: _MicroBatchReader, places: Iterator[Any], n_workers: int, pin_memory: bool) -> Iterator[Any]:
     loader: DataLoader[Any] = DataLoader(
         reader,  # type: ignore[arg-type]
         sampler=places,
@@ -90,10 +88,28 @@ def _start_workers(
     )
     # Workers inherit the mask, so there is no instant at which a signal could end one.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    on_child_exit = signal.getsignal(signal.SIGCHLD)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch's handler would raise the news of a dead worker wherever the rank happens to be; without it,
+            # the next batch to be asked for does.
+            signal.signal(signal.SIGCHLD, on_child_exit or signal.SIG_DFL)
+
+
+def _next_from_workers(source: Iterator[Any]) -> Any:
+    try:
+        return next(source)
+    except (RuntimeError, OSError, EOFError) as error:
+        # PyTorch begins so when it passes on what was raised inside a worker. All else is a worker that is gone,
+        # noticed by watching it or by a connection to it that broke.
+        if str(error).startswith("Caught "):
+            raise
+        raise RunFailed(
+            f"a data worker process died ({' '.join(str(error).split())}), often for lack of memory: try fewer"
+        ) from error
 
 
 def training_batches(
@@ -163,7 +179,7 @@ def training_batches(
             while True:
                 batch = []
                 for _ in range(n_micro_batches):
-                    read = _next(source)
+                    read = _next_from_workers(source) if n_workers > 0 else next(source)
                     if isinstance(read, str):
                         raise UsageError(read)
                     batch.append(MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in read)))
@@ -173,14 +189,3 @@ def training_batches(
             del source
 
     return batches()
-
-
-def _next(source: Iterator[Any]) -> Any:
-    try:
-        return next(source)
-    except RuntimeError as error:
-        if str(error).startswith("DataLoader worker (pid"):
-            raise RunFailed(
-                "a data worker process died, often for lack of memory: try fewer workers"
-            ) from error
-        raise

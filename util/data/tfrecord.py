@@ -146,9 +146,7 @@ def read_image_example(data: bytes) -> np.ndarray:
                     elif name == b"shape":
                         shape = [v for values in _submessages(feature, 3) for v in _integers(values)]
     if content is None or len(shape) != 3:
-        raise ValueError(
-            "it is not an image: features 'data' and 'shape' (height, width, channels) are needed"
-        )
+        raise ValueError("it is not an image: features 'data' and 'shape' (height, width, channels) are needed")
     if len(content) != shape[0] * shape[1] * shape[2]:
         raise ValueError(f"its 'data' has {len(content)} bytes and its 'shape' is {shape}")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -1,0 +1,96 @@
+"""Running main.py as a user does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+
+
+def arguments(workdir: Path, **options: Any) -> list[str]:
+    """A command line; a list of flags from keywords, ``True`` giving the bare flag."""
+    words = [sys.executable, str(ROOT / "main.py"), "-cc", str(ROOT / options.pop("config")), "--workdir", str(workdir)]
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+def start(workdir: Path, **options: Any) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return subprocess.Popen(
+        arguments(workdir, **options),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(workdir: Path, expect: int = 0, **options: Any) -> str:
+    """Run to the end; the output."""
+    process = start(workdir, **options)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
+    return output
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The rank processes of a running command."""
+    found = {}
+    for child in psutil.Process(process.pid).children():
+        environment = child.environ()
+        if "RANK" in environment:
+            found[int(environment["RANK"])] = child
+    return found
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the command ended early:\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the agent and all ranks at once, as a power cut would."""
+    victims = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(victims, timeout=10)
+
+
+def snapshot(workdir: Path, name: str = "checkpoint.pth") -> dict[str, Any]:
+    return torch.load(workdir / "checkpoints" / name, weights_only=True)
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested containers differ, tensors compared bit by bit."""
+    if isinstance(a, torch.Tensor):
+        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return [] if same else [where]
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [entry for key in a for entry in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [entry for i, (x, y) in enumerate(zip(a, b, strict=True)) for entry in differences(x, y, f"{where}/{i}")]
+    return [] if a == b else [f"{where}: {a!r} != {b!r}"]
+
+
+def state_differences(a: Path, b: Path) -> list[str]:
+    """Where the trained state of two runs' newest snapshots differs."""
+    first, second = snapshot(a), snapshot(b)
+    return [entry for key in ("step", "networks", "emas", "optimizers") for entry in differences(first[key], second[key])]
