@@ -162,7 +162,7 @@ class NetworkOptions:
     conv_size: int = option(3, "convolution size in pixels (ncsnpp)", choices=(3,))
     embedding_type: str = option("fourier", "time embedding (ncsnpp)", choices=("fourier", "positional"))
     fourier_scale: float = option(16.0, "scale of the Fourier frequencies (ncsnpp)", above=0.0)
-    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
+    dropout: float = option(0.1, "dropout probability (ncsnpp)", minimum=0.0, maximum=0.999)
     n_hidden: int = option(256, "width (mlp)", minimum=1)
     n_layers: int = option(4, "hidden blocks (mlp)", minimum=1)
 
