@@ -21,8 +21,8 @@ class MLP(nn.Module):
     after very long training, hence the Fourier features of frequencies pi, 2 pi, ..., 2^5 pi (Tancik et al., arXiv
     2006.10739). They are taken of z = u + M(t) u with a learned matrix M(t), since after some diffusion it is a
     combination of the coordinates (position minus time times velocity, for CLD) that shows the details. The time
-    scales and shifts every hidden layer (Perez et al., arXiv 1709.07871), and a term A(t) u carries the part of a
-    score that is linear. Time enters as ln t, since noise levels change over orders of magnitude near t = 0.
+    scales and shifts every hidden layer (Perez et al., arXiv 1709.07871). It enters as ln t as well as t, since
+    noise levels change over orders of magnitude near t = 0.
 
     Args:
         in_features: numbers per state.
@@ -33,7 +33,6 @@ class MLP(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, n_hidden: int, n_layers: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
         self.time = nn.Sequential(
             nn.Linear(2 + 2 * N_TIME_FREQUENCIES, TIME_WIDTH),
             nn.SiLU(),
@@ -41,7 +40,6 @@ class MLP(nn.Module):
             nn.SiLU(),
         )
         self.mixing = nn.Linear(TIME_WIDTH, in_features * in_features)
-        self.linear_part = nn.Linear(TIME_WIDTH, out_features * in_features)
         self.first = nn.Linear(in_features * (1 + 2 * N_SPACE_FREQUENCIES), n_hidden)
         self.first_modulation = nn.Linear(TIME_WIDTH, 2 * n_hidden)
         self.blocks = nn.ModuleList(_Block(n_hidden) for _ in range(n_layers))
@@ -54,13 +52,14 @@ class MLP(nn.Module):
         """u (B, in_features) and t (B,) in [0, 1] to (B, out_features); below 1e-6, t counts as 1e-6."""
         with torch.autocast(u.device.type, enabled=False):
             time = self.time(time_features(t.to(self.first.weight.dtype)))
-            mixed = u + _apply(self.mixing(time), u)
-            linear_part = _apply(self.linear_part(time), u)
-            features = torch.cat([u, space_features(mixed)], dim=1)
+            # One matrix for each sample, in row order.
+            mixing = self.mixing(time).unflatten(1, (u.shape[1], u.shape[1]))
+            z = u + (mixing @ u[:, :, None]).squeeze(2)
+            features = torch.cat([u, space_features(z)], dim=1)
         h = _modulate(self.first(features), self.first_modulation(time))
         for block in self.blocks:
             h = block(h, time)
-        return self.last(F.silu(h)) + linear_part
+        return self.last(F.silu(h))
 
 
 class _Block(nn.Module):
@@ -90,11 +89,6 @@ def space_features(z: torch.Tensor) -> torch.Tensor:
     frequencies = math.pi * 2.0 ** torch.arange(N_SPACE_FREQUENCIES, dtype=z.dtype, device=z.device)
     angle = z[:, :, None] * frequencies
     return torch.cat([angle.sin(), angle.cos()], dim=2).flatten(1)
-
-
-def _apply(matrices: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """One matrix per sample, (B, rows * D) in row order, times u (B, D)."""
-    return (matrices.unflatten(1, (-1, u.shape[1])) @ u[:, :, None]).squeeze(2)
 
 
 def _modulate(h: torch.Tensor, scale_and_shift: torch.Tensor) -> torch.Tensor:
