@@ -11,14 +11,14 @@ from torch import nn
 SMALLEST_TIME = 1e-6
 N_TIME_FREQUENCIES = 6
 TIME_WIDTH = 64
-N_SPACE_FREQUENCIES = 6
+N_SPACE_FREQUENCIES = 2
 
 
 class MLP(nn.Module):
     """Residual blocks on Fourier features of the state, each modulated by the time.
 
     A density with details a hundred times smaller than its extent has a score that plain coordinates resolve only
-    after very long training, hence the Fourier features of frequencies pi, 2 pi, ..., 2^5 pi (Tancik et al., arXiv
+    after very long training, hence the Fourier features of frequencies pi and 2 pi (Tancik et al., arXiv
     2006.10739). They are taken of z = u + M(t) u with a learned matrix M(t), since after some diffusion it is a
     combination of the coordinates (position minus time times velocity, for CLD) that shows the details. The time
     scales and shifts every hidden layer (Perez et al., arXiv 1709.07871). It enters as ln t as well as t, since

@@ -221,13 +221,13 @@ class ScoreMatching:
         x = self._to_data(batch, noise, dequantize=True)
         has_velocity = self.process.velocity_variance is not None
         start = initial_state(self.process, x, noise.normal(*self.data_shape) if has_velocity else None)
-        draw_probe = noise.rademacher if options.likelihood_hutchinson_type == "rademacher" else noise.normal
+        draw = {"rademacher": noise.rademacher, "gaussian": noise.normal}.get(options.likelihood_hutchinson_type)
         with self._averaged():
             likelihood = ode_log_likelihood(
                 self.process,
                 self._exact_score,
                 start,
-                draw_probe(*state_shape(self.process, self.data_shape)),
+                draw(*state_shape(self.process, self.data_shape)) if draw is not None else None,
                 start=options.likelihood_eps,
                 solver=options.likelihood_solver,
                 rtol=options.likelihood_rtol,

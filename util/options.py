@@ -253,8 +253,8 @@ class LikelihoodOptions:
     )  # fmt: skip
     likelihood_eps: float = option(1e-5, "start time, of [0, 1]", above=0.0, maximum=0.5, defines_run=False)
     likelihood_hutchinson_type: str = option(
-        "rademacher", "distribution of the trace-estimator probes", choices=("rademacher", "gaussian"),
-        defines_run=False,
+        "rademacher", "probes of the trace estimator; exact computes the trace (points only)",
+        choices=("rademacher", "gaussian", "exact"), defines_run=False,
     )  # fmt: skip
 
 
