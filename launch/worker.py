@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,11 +24,11 @@ from util.stop import StopRequest
 Mode = Callable[[Config, Distributed, StopRequest], None]
 
 
-def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
-    """Run the mode as one rank of the group; the process's exit code.
+def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
+    """Run the mode as one rank of the group and leave with its exit code.
 
-    On a failure the process must leave at once (``os._exit``): a collective that the others will never join
-    would hold up an orderly shutdown.
+    The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
+    others never join, and after success for the store of a rank 0 that is already gone.
     """
     _die_with_agent()
     stop = StopRequest()
@@ -43,14 +44,16 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
             _store(place, config.launch.collective_timeout),
         )
         mode(config, distributed, stop)
+        distributed.barrier()
     except Preempted:
-        return _leave(EXIT_PREEMPTED)
+        distributed.barrier()
+        _leave(EXIT_PREEMPTED)
     except Exception as error:
         report = report_of(error, place.rank)
         if not write_report(report):
             print(report.text(), file=sys.stderr, flush=True)
-        return _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED, at_once=True)
-    return _leave(EXIT_FINISHED)
+        _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+    _leave(EXIT_FINISHED)
 
 
 def choose_device(wanted: str, place: RankPlace) -> torch.device:
@@ -98,12 +101,7 @@ def _die_with_agent() -> None:
         os._exit(EXIT_FAILED)
 
 
-def _leave(code: int, at_once: bool = False) -> int:
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    if at_once:
-        os._exit(code)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return code
-
+    os._exit(code)

@@ -17,12 +17,11 @@ N_SPACE_FREQUENCIES = 2
 class MLP(nn.Module):
     """Residual blocks on Fourier features of the state, each modulated by the time.
 
-    A density with details a hundred times smaller than its extent has a score that plain coordinates resolve only
-    after very long training, hence the Fourier features of frequencies pi and 2 pi (Tancik et al., arXiv
-    2006.10739). They are taken of z = u + M(t) u with a learned matrix M(t), since after some diffusion it is a
-    combination of the coordinates (position minus time times velocity, for CLD) that shows the details. The time
-    scales and shifts every hidden layer (Perez et al., arXiv 1709.07871). It enters as ln t as well as t, since
-    noise levels change over orders of magnitude near t = 0.
+    After some diffusion it is a combination of the coordinates (position minus time times velocity, for CLD) that
+    shows the details of a density, so features are taken of z = u + M(t) u with a learned matrix M(t): sin and cos
+    of pi z and 2 pi z (Tancik et al., arXiv 2006.10739). More frequencies make the probability-flow ODE stiff and
+    the score no better. The time scales and shifts every hidden layer (Perez et al., arXiv 1709.07871). It enters
+    as ln t as well as t, since noise levels change over orders of magnitude near t = 0.
 
     Args:
         in_features: numbers per state.

@@ -22,6 +22,9 @@ def check_config(config: Config, world_size: int) -> None:
     make_process(config)
     _check_data(config)
     _check_sampling(config)
+    objective = config.objective
+    if objective.importance_sampling and objective.weighting != "likelihood":
+        raise UsageError(f"--importance_sampling with --weighting {objective.weighting}; it needs --weighting likelihood")
     if config.run.mode == "eval":
         _check_evaluation(config)
     else:

@@ -13,6 +13,7 @@ from torch import nn
 
 from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
 from diffusion.cld import CriticallyDampedLangevin
+from diffusion.importance import ImportanceTimes
 from diffusion.likelihood import ode_log_likelihood
 from diffusion.losses import score_matching_loss
 from diffusion.noise_schedule import LinearBeta
@@ -102,6 +103,10 @@ class ScoreMatching:
             else (config.data.data_dim,)
         )
         self.process: Process = make_process(config)
+        objective = config.objective
+        self._importance = (
+            ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
+        )
         self.network = make_network(config).to(self.device)
         if self.is_image and self.device.type == "cuda":
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -159,6 +164,7 @@ class ScoreMatching:
             velocity_noise,
             weighting=self.config.objective.weighting,
             loss_eps=self.config.objective.loss_eps,
+            importance=self._importance,
         )
 
     def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:

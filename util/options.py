@@ -134,6 +134,9 @@ class ObjectiveOptions:
     weighting: str = option(
         "reweightedv2", "weighting of the loss over time", choices=("likelihood", "reweightedv1", "reweightedv2")
     )
+    importance_sampling: bool = option(
+        False, "draw training times in proportion to their weight (weighting likelihood): same objective, less variance"
+    )
     loss_eps: float = option(1e-5, "smallest training time, of [0, 1]", above=0.0, maximum=0.5)
     mixed_score: bool = option(True, "learn the difference to the score of a Gaussian")
 

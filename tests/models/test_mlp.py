@@ -56,18 +56,18 @@ def test_autocast_is_near_full_precision(network):
     assert F.mse_loss(rounded.float(), y) < 1e-3 * y.square().mean()
 
 
-def test_learns_a_detailed_function_of_state_and_time():
-    """Oscillations in position, at a place that moves with the velocity as time goes on."""
+def test_learns_a_pattern_that_moves_with_time():
+    """Oscillations in position, displaced by time times velocity."""
     torch.manual_seed(0)
     network = MLP(2, 1, n_hidden=48, n_layers=2)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     losses = []
     for _ in range(300):
         u, t = 2 * torch.rand(256, 2) - 1, torch.rand(256)
-        target = torch.sin(20 * u[:, :1]) + t[:, None] * u[:, 1:]
+        target = torch.sin(8 * (u[:, :1] - t[:, None] * u[:, 1:]))
         loss = F.mse_loss(network(u, t), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) / 20 < 0.1 * losses[0]
+    assert sum(losses[-20:]) / 20 < 0.01 * losses[0]
