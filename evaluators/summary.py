@@ -1,4 +1,4 @@
-"""``python -m evaluators.summary WORKDIR EVAL_FOLDER``: the figures of a run and where its pictures are, in a few lines."""
+"""``python -m evaluators.summary WORKDIR EVAL_FOLDER``: figures of a run and where its pictures are, in a few lines."""
 
 from __future__ import annotations
 

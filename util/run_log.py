@@ -47,7 +47,14 @@ class RunLog:
         self._writer: Any = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
     def _take_back(self, resumed_at: int) -> None:
-        """Drop the lines of steps that will be done again, and a line that a kill cut short."""
+        """Drop what was logged of steps that will be done again, and a line that a kill cut short."""
+        for path in [*self.workdir.glob("evaluations/step_*"), *self.workdir.glob("samples/*_*.png")]:
+            step = path.stem.rpartition("_")[2]
+            if step.isdigit() and int(step) > resumed_at:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         kept = []
         with contextlib.suppress(FileNotFoundError):
             for line in self._metrics.read_text().splitlines():
