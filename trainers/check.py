@@ -24,7 +24,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_sampling(config)
     objective = config.objective
     if objective.importance_sampling and objective.weighting != "likelihood":
-        raise UsageError(f"--importance_sampling with --weighting {objective.weighting}; it needs --weighting likelihood")
+        raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
     if config.run.mode == "eval":
         _check_evaluation(config)
     else:

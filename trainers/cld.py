@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from models.mlp import MLP
 from torch import nn
 
 from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
@@ -22,6 +21,7 @@ from diffusion.process import Process, initial_state, state_shape
 from diffusion.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.score import make_score
 from diffusion.vp import VariancePreserving
+from models.mlp import MLP
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from trainers.method import LogLikelihood, Samples
 from trainers.state import TrainingState

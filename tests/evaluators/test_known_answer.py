@@ -28,9 +28,8 @@ class GaussianPoints:
 
 
 def exact_method(*options: str) -> ScoreMatching:
-    argv = (
-        "--workdir w --is_image false --name mlp --dataset diamond --n_hidden 4 --n_layers 1 --numerical_eps 0".split()
-    )
+    small = "--workdir w --is_image false --name mlp --dataset diamond --n_hidden 4 --n_layers 1 --numerical_eps 0"
+    argv = small.split(" ")
     config = parse_config([*argv, *options])
     config.training.total_batch_size = 1
     method = ScoreMatching(config, Distributed())
