@@ -206,7 +206,13 @@ class TrainingOptions:
     likelihood_freq: int = option(0, "steps between likelihood evaluations", minimum=0, defines_run=False)
     likelihood_threshold: int = option(1, "first step of likelihood evaluation", minimum=0, defines_run=False)
     n_likelihood_batches: int = option(1, "test batches of a likelihood evaluation", minimum=1, defines_run=False)
-    snapshot_freq: int = option(10_000, "steps between updates of checkpoint.pth", minimum=0, defines_run=False)
+    snapshot_freq: int | str = option(
+        10_000, "steps between updates of checkpoint.pth; auto chooses from their cost and mtbf_hours", minimum=0,
+        defines_run=False,
+    )  # fmt: skip
+    mtbf_hours: float = option(
+        24.0, "expected hours between failures of the run (snapshot_freq auto)", above=0.0, defines_run=False
+    )
     snapshot_threshold: int = option(1, "first step of a snapshot", minimum=0, defines_run=False)
     sample_freq: int = option(0, "steps between sample grids; 0 is with every fid and save action", minimum=0,
                               defines_run=False)  # fmt: skip
