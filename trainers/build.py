@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from trainers.cld import ScoreMatching
 from trainers.method import Method
 from util.config import Config
@@ -14,4 +16,7 @@ SYSTEMS: dict[str, Callable[[Config, Distributed], Method]] = {"cld": ScoreMatch
 
 def build_method(config: Config, distributed: Distributed) -> Method:
     """The method of ``--system``, its networks on this rank's device."""
+    if not config.data.is_image and distributed.device.type == "cpu":
+        # Threads lose more by waiting for each other than they gain on matrices this small.
+        torch.set_num_threads(1)
     return SYSTEMS[config.run.system](config, distributed)
