@@ -93,8 +93,8 @@ def expand_nodes(text: str) -> list[str]:
     names: list[str] = []
     for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
         names += _expand_brackets(part, text)
-    if not names:
-        raise UsageError(f"node list '{text}' is empty; run main.py by srun")
+    if not names or text.count("[") != text.count("]"):
+        raise UsageError(f"node list '{text}' is empty or cut short; run main.py by srun")
     return names
 
 
