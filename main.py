@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
-    live_with_agent(config.launch.rank_timeout)
+    live_with_agent(config.launch.rank_timeout)  # before torch is imported, which can take long on a shared disk
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from evaluators.run import evaluate  # torch takes seconds to import, and the agent does not need it
     from launch.worker import run_rank

@@ -57,7 +57,8 @@ def live_with_agent(timeout_seconds: float) -> None:
     """In a rank, before anything slow: end with the agent, and show it and hear from it that both are alive.
 
     The thread runs on through long collectives and evaluations. An agent that is silent for ``timeout_seconds`` is
-    stopped or hangs, and nobody would learn what becomes of its ranks, so it is killed, and they end with it.
+    stopped or hangs, and nobody would learn what becomes of its ranks, so it is killed, and they end with it. A second
+    call does nothing.
     """
     # Until the run takes stop signals itself they end this rank at once: it has nothing to save yet.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from launch.beat import AGENT_VARIABLE
+from launch.beat import AGENT_VARIABLE, live_with_agent
 from launch.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.reports import report_of, write_report
 from launch.restart import after_restart
@@ -31,6 +31,7 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
     On a failure the process must leave at once (``os._exit``): a collective that the others will never join
     would hold up an orderly shutdown.
     """
+    live_with_agent(config.launch.rank_timeout)
     config = after_restart(config)
     stop = StopRequest()
     try:

@@ -53,6 +53,16 @@ def test_what_was_said_last_is_heard_before_the_end(pair: tuple[Connection, sock
         connection.receive()
 
 
+def read_often(connection: Connection) -> None:
+    for _ in range(100):
+        connection.receive()
+
+
+def send_often(connection: Connection) -> None:
+    for _ in range(1000):
+        connection.send("a", text="x" * 10_000)
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -68,15 +78,13 @@ def test_garbage_is_a_lost_connection(pair: tuple[Connection, socket.socket], ga
     connection, other = pair
     other.sendall(garbage)
     with pytest.raises(ConnectionLost, match="no messages of an agent"):
-        for _ in range(100):
-            connection.receive()
+        read_often(connection)
 
 
 def test_a_reader_that_takes_nothing_does_not_fill_the_memory(pair: tuple[Connection, socket.socket]) -> None:
     connection, _ = pair
     with pytest.raises(ConnectionLost, match="takes no more"):
-        for _ in range(1000):
-            connection.send("a", text="x" * 10_000)
+        send_often(connection)
 
 
 def test_foreign_connections_do_not_disturb_the_gathering() -> None:
