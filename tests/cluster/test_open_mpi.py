@@ -82,7 +82,10 @@ def end(process: subprocess.Popen[str], expect: int | None, seconds: float = 120
 def ranks_on(hosts: Network, host: str) -> dict[int, psutil.Process]:
     found = {}
     for process in hosts.processes(host):
-        environment = process.environ()
+        try:
+            environment = process.environ()
+        except psutil.NoSuchProcess:  # it ended while we looked
+            continue
         if "RANK" in environment and "SCOREFLEET_AGENT" in environment:
             found[int(environment["RANK"])] = process
     return found

@@ -41,9 +41,16 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "one"
+    run(workdir, **TINY, n_gpus_per_node=2)
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
-def test_two_nodes_and_a_restart(rendezvous: str, tmp_path: Path) -> None:
+def test_two_nodes_and_a_restart(rendezvous: str, undisturbed: Path, tmp_path: Path) -> None:
     port = free_port()
     meet = {
         "static": ["--master-addr", LOOPBACK, "--master-port", str(port)],
@@ -51,15 +58,18 @@ def test_two_nodes_and_a_restart(rendezvous: str, tmp_path: Path) -> None:
     }[rendezvous]
     nodes = [
         torchrun(
-            ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node_rank), "--max-restarts", "1", *meet],
+            ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node_rank), "--max-restarts", "3", *meet],
             tmp_path / "two", **TINY, overwrite=True,
         )
         for node_rank in (0, 1)
     ]  # fmt: skip
     wait_until(lambda: read_run_file(tmp_path / "two").get("step", 0) >= 8, nodes[0])
     psutil.Process(nodes[1].pid).children()[0].kill()
-    output = [node.communicate(timeout=120)[0] for node in nodes]
+    try:
+        output = [node.communicate(timeout=120)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(output)
     assert any("continuing from" in text for text in output)
-    run(tmp_path / "one", **TINY, n_gpus_per_node=2)
-    assert state_differences(tmp_path / "one", tmp_path / "two") == []
+    assert state_differences(undisturbed, tmp_path / "two") == []
