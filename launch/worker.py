@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,13 +24,18 @@ from util.stop import StopRequest
 Mode = Callable[[Config, Distributed, StopRequest], None]
 
 
-def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
-    """Run the mode as one rank of the group; the process's exit code.
+def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
+    """Run the mode as one rank of the group and leave with its exit code.
 
+<<<<<<< HEAD
     The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
 
     On a failure the process must leave at once (``os._exit``): a collective that the others will never join
     would hold up an orderly shutdown.
+=======
+    The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
+    others never join, and after success for the store of a rank 0 that is already gone.
+>>>>>>> main
     """
     live_with_agent(config.launch.rank_timeout)
     config = after_restart(config)
@@ -45,14 +51,16 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
             _store(place, config.launch.collective_timeout),
         )
         mode(config, distributed, stop)
+        distributed.barrier()
     except Preempted:
-        return _leave(EXIT_PREEMPTED)
+        distributed.barrier()
+        _leave(EXIT_PREEMPTED)
     except Exception as error:
         report = report_of(error, place.rank)
         if not write_report(report):
             print(report.text(), file=sys.stderr, flush=True)
-        return _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED, at_once=True)
-    return _leave(EXIT_FINISHED)
+        _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+    _leave(EXIT_FINISHED)
 
 
 def choose_device(wanted: str, place: RankPlace) -> torch.device:
@@ -93,6 +101,7 @@ def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
     )
 
 
+<<<<<<< HEAD
 def _leave(code: int, at_once: bool = False) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -101,3 +110,20 @@ def _leave(code: int, at_once: bool = False) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return code
+=======
+def _die_with_agent() -> None:
+    """Ask the kernel to end this rank with its agent, so that a killed agent leaves nothing behind (Linux)."""
+    agent = os.environ.get(AGENT_VARIABLE)
+    if agent is None or not sys.platform.startswith("linux"):
+        return
+    parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(agent):
+        os._exit(EXIT_FAILED)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+>>>>>>> main
