@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,8 +11,10 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from launch.agent import AGENT_VARIABLE, LISTEN_VARIABLE
+from launch.beat import AGENT_VARIABLE, live_with_agent
+from launch.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.reports import report_of, write_report
+from launch.restart import after_restart
 from launch.topology import RankPlace
 from util.config import Config
 from util.distributed import Distributed, join_group
@@ -27,12 +27,19 @@ Mode = Callable[[Config, Distributed, StopRequest], None]
 def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
     """Run the mode as one rank of the group and leave with its exit code.
 
+<<<<<<< HEAD
+    The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
+
+    On a failure the process must leave at once (``os._exit``): a collective that the others will never join
+    would hold up an orderly shutdown.
+=======
     The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
     others never join, and after success for the store of a rank 0 that is already gone.
+>>>>>>> main
     """
-    _die_with_agent()
+    live_with_agent(config.launch.rank_timeout)
+    config = after_restart(config)
     stop = StopRequest()
-    stop.listen()
     try:
         device = choose_device(config.launch.device, place)
         distributed = join_group(
@@ -67,6 +74,10 @@ def choose_device(wanted: str, place: RankPlace) -> torch.device:
         raise UsageError("--device cuda, but torch sees no GPU here; use --device cpu or check the driver")
     if n_devices == 0:
         return torch.device("cpu")
+    if n_devices == 1 and OWN_AGENT_VARIABLE in os.environ:
+        # The scheduler gave each task its own GPU, which is the only one that the task sees.
+        torch.cuda.set_device(0)
+        return torch.device("cuda", 0)
     if place.local_world_size > n_devices:
         raise UsageError(
             f"{place.local_world_size} ranks on this node but only {n_devices} GPUs; lower --n_gpus_per_node"
@@ -90,6 +101,16 @@ def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
     )
 
 
+<<<<<<< HEAD
+def _leave(code: int, at_once: bool = False) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if at_once:
+        os._exit(code)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+=======
 def _die_with_agent() -> None:
     """Ask the kernel to end this rank with its agent, so that a killed agent leaves nothing behind (Linux)."""
     agent = os.environ.get(AGENT_VARIABLE)
@@ -105,3 +126,4 @@ def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+>>>>>>> main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the disk is full, or the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{threading.get_native_id()}{_SUFFIX}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
