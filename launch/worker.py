@@ -27,15 +27,10 @@ Mode = Callable[[Config, Distributed, StopRequest], None]
 def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
     """Run the mode as one rank of the group and leave with its exit code.
 
-<<<<<<< HEAD
     The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
 
-    On a failure the process must leave at once (``os._exit``): a collective that the others will never join
-    would hold up an orderly shutdown.
-=======
     The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
     others never join, and after success for the store of a rank 0 that is already gone.
->>>>>>> main
     """
     live_with_agent(config.launch.rank_timeout)
     config = after_restart(config)
@@ -101,29 +96,7 @@ def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
     )
 
 
-<<<<<<< HEAD
-def _leave(code: int, at_once: bool = False) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if at_once:
-        os._exit(code)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return code
-=======
-def _die_with_agent() -> None:
-    """Ask the kernel to end this rank with its agent, so that a killed agent leaves nothing behind (Linux)."""
-    agent = os.environ.get(AGENT_VARIABLE)
-    if agent is None or not sys.platform.startswith("linux"):
-        return
-    parent_death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(agent):
-        os._exit(EXIT_FAILED)
-
-
 def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
->>>>>>> main

@@ -55,14 +55,10 @@ def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
         random_flip=config.data.random_flip,
         published_behaviour=config.run.published_behaviour,
     )
-<<<<<<< HEAD
-    training = Training(method, datasets, batches, config, distributed, stop, log, snapshots)
-    stop.listen()  # from here on there is something to save, and the loop looks at the request
-=======
     automatic = distributed.is_main and config.training.snapshot_freq == "auto"
     interval = SnapshotInterval(config.training.mtbf_hours * 3600) if automatic else None
     training = Training(method, datasets, batches, config, distributed, stop, log, snapshots, interval)
->>>>>>> main
+    stop.listen()  # from here on there is something to save, and the loop looks at the request
     try:
         training.run()
     except Preempted:
