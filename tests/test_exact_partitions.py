@@ -46,12 +46,11 @@ def test_ranks_share_each_global_batch_exactly(world_size: int, length: int | No
     assert np.array_equal(np.concatenate(samples), batch_indices(1, step, total, length))
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_an_epoch_shows_every_sample_once(world_size: int) -> None:
-    length, total = 7 * 1024, 1024 * 7
+@pytest.mark.parametrize("total", [1, 3, 64, 1024])
+def test_an_epoch_shows_every_sample_once(total: int) -> None:
+    length = 3 * 1024
     epoch = np.concatenate([batch_indices(3, step, total, length) for step in range(length // total)])
     assert np.array_equal(np.sort(epoch), np.arange(length))
-    assert total % world_size == 0
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
