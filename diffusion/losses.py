@@ -2,6 +2,7 @@
 
 import torch
 
+from diffusion.importance import ImportanceTimes
 from diffusion.kernel import loss_multiplier, noise_multiplier, perturb
 from diffusion.process import Process, ScoreFunction, expand, initial_state, split
 from util.errors import UsageError
@@ -24,6 +25,7 @@ def score_matching_loss(
     *,
     weighting: str,
     loss_eps: float,
+    importance: ImportanceTimes | None = None,
 ) -> torch.Tensor:
     """The score matching loss of each sample, summed over its entries.
 
@@ -40,6 +42,8 @@ def score_matching_loss(
             looked at elsewhere.
         weighting: one of WEIGHTINGS.
         loss_eps: smallest time.
+        importance: draw times from it instead of uniformly; for the weighting "likelihood", whose expectation stays
+            the same.
 
     Returns:
         float64 (B,). Values that are not finite are passed on.
@@ -52,15 +56,19 @@ def score_matching_loss(
         raise UsageError(f"weighting {weighting!r} is unknown: choose {', '.join(WEIGHTINGS)}")
     if process.conditions_on_velocity and velocity_noise is None:
         raise ValueError("this process conditions on the initial velocity: velocity_noise is needed")
-    t = training_times(uniform, loss_eps)
+    if importance is not None and weighting != "likelihood":
+        raise UsageError(f"importance-sampled times are for the weighting likelihood, not {weighting}")
+    t = training_times(uniform, loss_eps) if importance is None else importance.times(uniform)
     u0 = initial_state(process, x0, velocity_noise if process.conditions_on_velocity else None)
     # What is given to the network is what the loss is about: one rounding, before the score.
     u = perturb(process, u0, noise, t).float()
     s = score(u, t)
     z = split(process, noise)[-1]
     n = expand(noise_multiplier(process, t).float(), z)
-    difference = s - z * n if weighting == "likelihood" else s / n - z
+    difference = s - z * n if weighting == "likelihood" and importance is None else s / n - z
     loss = difference.flatten(1).square().sum(1, dtype=torch.float64)
+    if importance is not None:
+        return loss * importance.normaliser
     if weighting == "reweightedv2":
         return loss
     return loss * loss_multiplier(process, t).float()

@@ -36,6 +36,8 @@ def settings_from(config: Config) -> EvaluationSettings:
         statistics_folder=config.workdir / "evaluations",
         published_behaviour=run.published_behaviour,
         method_settings={
+            **asdict(config.process),
+            **asdict(config.objective),
             **asdict(config.sampling),
             **asdict(config.likelihood),
             "autocast_eval": config.optimization.autocast_eval,

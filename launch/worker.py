@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,13 +25,13 @@ from util.stop import StopRequest
 Mode = Callable[[Config, Distributed, StopRequest], None]
 
 
-def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
-    """Run the mode as one rank of the group; the process's exit code.
+def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
+    """Run the mode as one rank of the group and leave with its exit code.
 
     The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
 
-    On a failure the process must leave at once (``os._exit``): a collective that the others will never join
-    would hold up an orderly shutdown.
+    The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
+    others never join, and after success for the store of a rank 0 that is already gone.
     """
     live_with_agent(config.launch.rank_timeout)
     config = after_restart(config)
@@ -45,14 +47,17 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
             _store(place, config.launch.collective_timeout),
         )
         mode(config, distributed, stop)
+        distributed.barrier()
     except Preempted:
-        return _leave(EXIT_PREEMPTED)
+        with contextlib.suppress(RuntimeError):  # all is on disk, even when another rank is gone already
+            distributed.barrier()
+        _leave(EXIT_PREEMPTED)
     except Exception as error:
         report = report_of(error, place.rank)
         if not write_report(report):
             print(report.text(), file=sys.stderr, flush=True)
-        return _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED, at_once=True)
-    return _leave(EXIT_FINISHED)
+        _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+    _leave(EXIT_FINISHED)
 
 
 def choose_device(wanted: str, place: RankPlace) -> torch.device:
@@ -93,11 +98,7 @@ def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
     )
 
 
-def _leave(code: int, at_once: bool = False) -> int:
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    if at_once:
-        os._exit(code)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return code
+    os._exit(code)

@@ -131,9 +131,7 @@ def check_ncsnpp_settings(settings: NCSNppSettings) -> None:
         if getattr(settings, name) < 1:
             raise UsageError(f"{name} is {getattr(settings, name)}; it has to be at least 1")
     if not settings.ch_mult or min(settings.ch_mult) < 1:
-        raise UsageError(
-            f"ch_mult is {list(settings.ch_mult)}; give one multiplier of at least 1 for each level"
-        )
+        raise UsageError(f"ch_mult is {list(settings.ch_mult)}; give one multiplier of at least 1 for each level")
     factor = 2 ** (len(settings.ch_mult) - 1)
     if settings.image_size % factor:
         raise UsageError(
@@ -149,21 +147,15 @@ def check_ncsnpp_settings(settings: NCSNppSettings) -> None:
     if settings.progressive_input not in ("none", "residual"):
         raise UsageError(f"progressive_input is {settings.progressive_input!r}; choose none or residual")
     if settings.progressive_input == "residual" and not settings.use_fir:
-        raise UsageError(
-            "progressive_input residual needs use_fir; switch that on, or set progressive_input to none"
-        )
+        raise UsageError("progressive_input residual needs use_fir; switch that on, or set progressive_input to none")
     if settings.use_fir and (len(settings.fir_kernel) < 2 or len(settings.fir_kernel) % 2):
-        raise UsageError(
-            f"fir_kernel has {len(settings.fir_kernel)} taps; give an even number, for example 1 3 3 1"
-        )
+        raise UsageError(f"fir_kernel has {len(settings.fir_kernel)} taps; give an even number, for example 1 3 3 1")
     if settings.use_fir and sum(settings.fir_kernel) == 0:
         raise UsageError("fir_kernel has taps that add up to 0 and cannot be normalised; 1 3 3 1 is usual")
     if settings.embedding_type not in ("fourier", "positional"):
         raise UsageError(f"embedding_type is {settings.embedding_type!r}; choose fourier or positional")
     if settings.embedding_type == "positional" and (settings.n_channels < 4 or settings.n_channels % 2):
-        raise UsageError(
-            f"n_channels {settings.n_channels} does not suit embedding_type positional; use 4, 6, 8, ..."
-        )
+        raise UsageError(f"n_channels {settings.n_channels} does not suit embedding_type positional; use 4, 6, 8, ...")
     if not 0.0 <= settings.dropout < 1.0:
         raise UsageError(f"dropout is {settings.dropout}; it has to be at least 0 and below 1")
     down, up = _plan(settings)

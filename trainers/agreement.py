@@ -11,7 +11,7 @@ from util.distributed import Distributed
 
 
 class Agreement:
-    """Agrees on whether to stop and whether a step went wrong.
+    """Agrees on whether to stop, whether a step went wrong, and whether a snapshot is due.
 
     The ranks' flags travel over the control group while a step computes. On a GPU the host then looks only at results
     of a step before the one it has just queued, so it never drains the device's queue.
@@ -26,15 +26,16 @@ class Agreement:
         self.stop_requested = stop_requested
         self._unseen: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._bad: tuple[int, dict[str, float]] | None = None
-        self._flags = torch.zeros(2, dtype=torch.int32)
+        self._flags = torch.zeros(3, dtype=torch.int32)
         self._work: Any = None
 
-    def begin(self) -> None:
+    def begin(self, snapshot_wanted: bool) -> None:
         """Before a step: send this rank's flags."""
-        self._flags = torch.tensor([int(self.stop_requested()), int(self._bad is not None)], dtype=torch.int32)
+        flags = [self.stop_requested(), self._bad is not None, snapshot_wanted]
+        self._flags = torch.tensor(flags, dtype=torch.int32)
         self._work = self.distributed.start_maximum(self._flags)
 
-    def end(self, step: int, terms: dict[str, torch.Tensor]) -> tuple[bool, bool]:
+    def end(self, step: int, terms: dict[str, torch.Tensor]) -> tuple[bool, bool, bool]:
         """After a step: what the ranks agreed on when it began.
 
         Args:
@@ -42,14 +43,16 @@ class Agreement:
             terms: scalars that have to be finite; looked at later, so they must not be changed in place.
 
         Returns:
-            (stop, failed): some rank was asked to stop; some rank saw a non-finite term in an earlier step.
+            (stop, failed, snapshot): some rank was asked to stop; some rank saw a non-finite term; some rank wants a
+            snapshot.
         """
         self._unseen.append((step, terms))
         on_host = all(term.device.type == "cpu" for term in terms.values())
         self._look(keep=0 if on_host else 1)
         if self._work is not None:
             self._work.wait()
-        return bool(self._flags[0]), bool(self._flags[1])
+        stop, failed, snapshot = (bool(flag) for flag in self._flags)
+        return stop, failed, snapshot
 
     def settle(self) -> bool:
         """Wait for every step so far; whether any of them failed on any rank. Needed before a snapshot."""

@@ -22,6 +22,9 @@ def check_config(config: Config, world_size: int) -> None:
     make_process(config)
     _check_data(config)
     _check_sampling(config)
+    objective = config.objective
+    if objective.importance_sampling and objective.weighting != "likelihood":
+        raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
     if config.run.mode == "eval":
         _check_evaluation(config)
     else:
@@ -52,6 +55,8 @@ def _check_sampling(config: Config) -> None:
         raise UsageError(f"--sampling_method sscs needs a velocity; use em or ode with --sde {config.process.sde}")
     check_solver(sampling.sampling_solver, sampling.sampling_n_steps or None)
     check_solver(likelihood.likelihood_solver, likelihood.likelihood_n_steps or None)
+    if likelihood.likelihood_hutchinson_type == "exact" and config.data.is_image:
+        raise UsageError("--likelihood_hutchinson_type exact is for points; use rademacher for images")
     if sampling.sampling_method != "ode" and sampling.denoising and sampling.n_discrete_steps < 2:
         raise UsageError("--n_discrete_steps 1 leaves no step before the denoising one; give at least 2")
 

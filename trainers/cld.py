@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from models.mlp import MLP
 from torch import nn
 
 from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
 from diffusion.cld import CriticallyDampedLangevin
+from diffusion.importance import ImportanceTimes
 from diffusion.likelihood import ode_log_likelihood
 from diffusion.losses import score_matching_loss
 from diffusion.noise_schedule import LinearBeta
@@ -21,6 +21,7 @@ from diffusion.process import Process, initial_state, state_shape
 from diffusion.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.score import make_score
 from diffusion.vp import VariancePreserving
+from models.mlp import MLP
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from trainers.method import LogLikelihood, Samples
 from trainers.state import TrainingState
@@ -102,6 +103,10 @@ class ScoreMatching:
             else (config.data.data_dim,)
         )
         self.process: Process = make_process(config)
+        objective = config.objective
+        self._importance = (
+            ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
+        )
         self.network = make_network(config).to(self.device)
         if self.is_image and self.device.type == "cuda":
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -159,6 +164,7 @@ class ScoreMatching:
             velocity_noise,
             weighting=self.config.objective.weighting,
             loss_eps=self.config.objective.loss_eps,
+            importance=self._importance,
         )
 
     def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
@@ -221,13 +227,13 @@ class ScoreMatching:
         x = self._to_data(batch, noise, dequantize=True)
         has_velocity = self.process.velocity_variance is not None
         start = initial_state(self.process, x, noise.normal(*self.data_shape) if has_velocity else None)
-        draw_probe = noise.rademacher if options.likelihood_hutchinson_type == "rademacher" else noise.normal
+        draw = {"rademacher": noise.rademacher, "gaussian": noise.normal}.get(options.likelihood_hutchinson_type)
         with self._averaged():
             likelihood = ode_log_likelihood(
                 self.process,
                 self._exact_score,
                 start,
-                draw_probe(*state_shape(self.process, self.data_shape)),
+                draw(*state_shape(self.process, self.data_shape)) if draw is not None else None,
                 start=options.likelihood_eps,
                 solver=options.likelihood_solver,
                 rtol=options.likelihood_rtol,

@@ -15,6 +15,7 @@ from evaluators.evaluate import run_evaluations
 from evaluators.settings import due, settings_due
 from trainers.agreement import Agreement
 from trainers.method import Method
+from trainers.snapshot_interval import SnapshotInterval
 from util.config import Config
 from util.data.dataset import Dataset
 from util.data.loader import MicroBatch
@@ -40,6 +41,7 @@ class Training:
         batches: for every step from the state's on, this rank's micro-batches.
         log: active on rank 0.
         snapshots: on rank 0.
+        interval: on rank 0, where ``snapshot_freq`` is "auto".
     """
 
     method: Method
@@ -50,6 +52,7 @@ class Training:
     stop: StopRequest
     log: RunLog
     snapshots: SnapshotWriter | None
+    interval: SnapshotInterval | None
     saved_step: int = -1
     _since: tuple[float, int] = field(default=(0.0, 0))
 
@@ -71,16 +74,18 @@ class Training:
             while state.step < options.n_train_iters:
                 micro_batches = next(self.batches)
                 torch.manual_seed(self._dropout_seed(state.step))
-                agreement.begin()
+                agreement.begin(self.interval is not None and self.interval.due())
                 metrics = self.method.train_step(micro_batches)
-                stopped, failed = agreement.end(state.step, self._guarded(metrics))
+                stopped, failed, wanted = agreement.end(state.step, self._guarded(metrics))
                 if failed:
                     self._fail(agreement, micro_batches)
                 last = state.step == options.n_train_iters
                 if due(state.step, options.log_freq) or last:
                     self._log(metrics, progress)
                 keep = due(state.step, options.save_freq, options.save_threshold) or last
-                if keep or stopped or due(state.step, options.snapshot_freq, options.snapshot_threshold):
+                if isinstance(options.snapshot_freq, int):
+                    wanted = due(state.step, options.snapshot_freq, options.snapshot_threshold)
+                if keep or stopped or wanted:
                     if agreement.settle():
                         self._fail(agreement, micro_batches)
                     self._snapshot(keep)
@@ -148,9 +153,11 @@ class Training:
     def _snapshot(self, keep: bool) -> None:
         self.saved_step = self.method.state.step
         if self.snapshots is not None:
-            self.snapshots.save(
+            held_up = self.snapshots.save(
                 {**self.method.state.state_dict(), "config": self.config.flat(), "versions": versions()}, keep
             )
+            if self.interval is not None:
+                self.interval.written(held_up)
             if keep or self.stop():
                 self.snapshots.wait()
 

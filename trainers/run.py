@@ -10,6 +10,7 @@ from pathlib import Path
 from trainers.build import build_method
 from trainers.check import check_config, n_micro_batches
 from trainers.loop import Training, on_saved
+from trainers.snapshot_interval import SnapshotInterval
 from trainers.state import TrainingState
 from util.config import Config
 from util.data.dataset import Dataset, open_dataset, prepare_dataset
@@ -54,7 +55,9 @@ def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
         random_flip=config.data.random_flip,
         published_behaviour=config.run.published_behaviour,
     )
-    training = Training(method, datasets, batches, config, distributed, stop, log, snapshots)
+    automatic = distributed.is_main and config.training.snapshot_freq == "auto"
+    interval = SnapshotInterval(config.training.mtbf_hours * 3600) if automatic else None
+    training = Training(method, datasets, batches, config, distributed, stop, log, snapshots, interval)
     stop.listen()  # from here on there is something to save, and the loop looks at the request
     try:
         training.run()

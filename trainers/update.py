@@ -48,7 +48,7 @@ class Updater:
             ``loss`` (times the number of ranks, so that its mean over ranks is the objective), ``gradient_norm``
             before clipping, ``learning_rate``.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         total = torch.zeros((), device=self.distributed.device)
         for index, loss_of in enumerate(losses):
             loss = loss_of()

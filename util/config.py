@@ -130,12 +130,17 @@ def _read_list(text: str) -> list[int]:
     return [_read_int(part.strip()) for part in text.strip("[]() ").split(",") if part.strip()]
 
 
+def _read_int_or_auto(text: str) -> int | str:
+    return "auto" if text == "auto" else _read_int(text)
+
+
 READERS: dict[Any, Callable[[str], Any]] = {
     bool: _read_bool,
     int: _read_int,
     float: _read_float,
     str: str,
     list[int]: _read_list,
+    int | str: _read_int_or_auto,
 }
 """How each type of option is read from text; each raises ValueError that says what was expected."""
 
@@ -150,6 +155,8 @@ def _reader(group: str, item: dataclasses.Field[Any]) -> Callable[[str], Any]:
         for entry in value if isinstance(value, list) else [value]:
             if metadata["choices"] and entry not in metadata["choices"]:
                 raise ValueError(f"one of {', '.join(map(_written, metadata['choices']))} expected")
+            if entry == "auto":
+                continue
             if metadata["minimum"] is not None and entry < metadata["minimum"]:
                 raise ValueError(f"at least {metadata['minimum']:g} expected")
             if metadata["above"] is not None and entry <= metadata["above"]:
@@ -243,7 +250,7 @@ def _argument(group: str, item: dataclasses.Field[Any], read: Callable[[str], An
         except ValueError as error:
             raise configargparse.ArgumentTypeError(f"'{text}': {error}") from None
 
-    names = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}
+    names = {bool: "BOOL", int: "N", float: "X", str: "TEXT", int | str: "N|auto"}
     help_text = item.metadata["help"].replace("%", "%%") + f" [{_written(default) or 'none'}]"
     choices = item.metadata["choices"]
     metavar = "|".join(_written(choice) for choice in choices) if choices else names.get(kind, "N,N,...")

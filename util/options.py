@@ -153,6 +153,9 @@ class ObjectiveOptions:
     weighting: str = option(
         "reweightedv2", "weighting of the loss over time", choices=("likelihood", "reweightedv1", "reweightedv2")
     )
+    importance_sampling: bool = option(
+        False, "draw training times in proportion to their weight (weighting likelihood): same objective, less variance"
+    )
     loss_eps: float = option(1e-5, "smallest training time, of [0, 1]", above=0.0, maximum=0.5)
     mixed_score: bool = option(True, "learn the difference to the score of a Gaussian")
 
@@ -181,7 +184,7 @@ class NetworkOptions:
     conv_size: int = option(3, "convolution size in pixels (ncsnpp)", choices=(3,))
     embedding_type: str = option("fourier", "time embedding (ncsnpp)", choices=("fourier", "positional"))
     fourier_scale: float = option(16.0, "scale of the Fourier frequencies (ncsnpp)", above=0.0)
-    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
+    dropout: float = option(0.1, "dropout probability (ncsnpp)", minimum=0.0, maximum=0.999)
     n_hidden: int = option(256, "width (mlp)", minimum=1)
     n_layers: int = option(4, "hidden blocks (mlp)", minimum=1)
 
@@ -222,7 +225,13 @@ class TrainingOptions:
     likelihood_freq: int = option(0, "steps between likelihood evaluations", minimum=0, defines_run=False)
     likelihood_threshold: int = option(1, "first step of likelihood evaluation", minimum=0, defines_run=False)
     n_likelihood_batches: int = option(1, "test batches of a likelihood evaluation", minimum=1, defines_run=False)
-    snapshot_freq: int = option(10_000, "steps between updates of checkpoint.pth", minimum=0, defines_run=False)
+    snapshot_freq: int | str = option(
+        10_000, "steps between updates of checkpoint.pth; auto chooses from their cost and mtbf_hours", minimum=0,
+        defines_run=False,
+    )  # fmt: skip
+    mtbf_hours: float = option(
+        24.0, "expected hours between failures of the run (snapshot_freq auto)", above=0.0, defines_run=False
+    )
     snapshot_threshold: int = option(1, "first step of a snapshot", minimum=0, defines_run=False)
     sample_freq: int = option(0, "steps between sample grids; 0 is with every fid and save action", minimum=0,
                               defines_run=False)  # fmt: skip
@@ -272,8 +281,8 @@ class LikelihoodOptions:
     )  # fmt: skip
     likelihood_eps: float = option(1e-5, "start time, of [0, 1]", above=0.0, maximum=0.5, defines_run=False)
     likelihood_hutchinson_type: str = option(
-        "rademacher", "distribution of the trace-estimator probes", choices=("rademacher", "gaussian"),
-        defines_run=False,
+        "rademacher", "probes of the trace estimator; exact computes the trace (points only)",
+        choices=("rademacher", "gaussian", "exact"), defines_run=False,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class RunLog:
         self._logged_at_resume: set[str] = set()
         self._resumed_at = resumed_at
         self._last_status = 0.0
+        self._status_lock = threading.Lock()
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed on rank 0 only
@@ -47,7 +49,14 @@ class RunLog:
         self._writer: Any = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
     def _take_back(self, resumed_at: int) -> None:
-        """Drop the lines of steps that will be done again, and a line that a kill cut short."""
+        """Drop what was logged of steps that will be done again, and a line that a kill cut short."""
+        for path in [*self.workdir.glob("evaluations/step_*"), *self.workdir.glob("samples/*_*.png")]:
+            step = path.stem.rpartition("_")[2]
+            if step.isdigit() and int(step) > resumed_at:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         kept = []
         with contextlib.suppress(FileNotFoundError):
             for line in self._metrics.read_text().splitlines():
@@ -94,7 +103,8 @@ class RunLog:
         if self.active and (now or time.monotonic() - self._last_status >= SECONDS_BETWEEN_STATUS):
             self._last_status = time.monotonic()
             try:
-                update_run_file(self.workdir, **fields)
+                with self._status_lock:  # the thread that writes snapshots reports too
+                    update_run_file(self.workdir, **fields)
             except OSError as error:  # a full disk: what is reported may be old, the run is not to suffer
                 logger.warning("run.json could not be written: %s", error)
 

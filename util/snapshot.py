@@ -155,7 +155,8 @@ def read_snapshot(path: Path) -> dict[str, Any]:
 def find_snapshots(folder: Path, say: Callable[[str], None]) -> SnapshotFile | None:
     """The newest intact snapshot in a checkpoint folder, or None.
 
-    Damaged ones are passed over with a line to ``say`` each.
+    That is the running one, or else the one written last: after a run was continued from an earlier step the largest
+    step need not be the newest. Damaged ones are passed over with a line to ``say`` each.
     """
     found = []
     for path in folder.glob("checkpoint*.pth"):
@@ -163,8 +164,7 @@ def find_snapshots(folder: Path, say: Callable[[str], None]) -> SnapshotFile | N
             found.append(inspect_snapshot(path))
         except DamagedSnapshot as damage:
             say(f"{path}: {damage}; it is not used")
-    # Of equal steps the running one is named in messages.
-    return max(found, key=lambda entry: (entry.step, entry.path.name == RUNNING), default=None)
+    return max(found, key=lambda entry: (entry.path.name == RUNNING, entry.path.stat().st_mtime), default=None)
 
 
 class SnapshotWriter:

@@ -61,7 +61,7 @@ def test_nothing_is_evaluated_past_the_end(solver):
         solver=solver,
         rtol=1e-5,
         atol=1e-5,
-        on_evaluation=lambda n, t: times.append(t),  # noqa: ARG005
+        on_evaluation=lambda n, t: times.append(t),
     )
     assert all(0 <= t <= 1 for t in times)
     torch.testing.assert_close(

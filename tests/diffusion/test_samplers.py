@@ -62,7 +62,7 @@ def test_evaluations_of_the_probability_flow(denoise):
         rtol=1e-5,
         atol=1e-5,
         n_steps=5,
-        on_evaluation=lambda n, tau: seen.append(tau),  # noqa: ARG005
+        on_evaluation=lambda n, tau: seen.append(tau),
     )
     assert score.n_calls == n_evaluations == 20 + denoise
     assert (seen[0], seen[-1]) == (0.0, 1 - 1e-3)

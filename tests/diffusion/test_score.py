@@ -27,7 +27,7 @@ def test_score_is_at_least_float32_whatever_the_network_computes_in(dtype, mixed
 def test_mixed_score_of_a_silent_network_is_exact_for_standard_normal_data():
     process = PROCESSES["VP"]
     u = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    score = make_score(process, lambda u, t: torch.zeros_like(u), mixed=True)  # noqa: ARG005
+    score = make_score(process, lambda u, t: torch.zeros_like(u), mixed=True)
     assert torch.equal(score(u, T), -u)
 
 

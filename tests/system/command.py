@@ -93,4 +93,5 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 def state_differences(a: Path, b: Path) -> list[str]:
     """Where the trained state of two runs' newest snapshots differs."""
     first, second = snapshot(a), snapshot(b)
-    return [entry for key in ("step", "networks", "emas", "optimizers") for entry in differences(first[key], second[key])]
+    keys = ("step", "networks", "emas", "optimizers")
+    return [entry for key in keys for entry in differences(first[key], second[key])]

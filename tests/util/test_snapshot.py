@@ -69,6 +69,18 @@ def test_truncation_falls_back_to_the_previous_one_and_says_so(tmp_path: Path, f
     assert RUNNING in said[0]
 
 
+def test_the_running_one_is_newer_than_a_larger_step(tmp_path: Path) -> None:
+    write_all(tmp_path, [30], keep=True)
+    write_all(tmp_path, [11, 12])
+    found = find_snapshots(tmp_path, lambda line: None)
+    assert found is not None
+    assert found.step == 12
+    (tmp_path / RUNNING).write_bytes(b"")
+    found = find_snapshots(tmp_path, lambda line: None)
+    assert found is not None
+    assert found.step == 11
+
+
 def test_nothing_intact(tmp_path: Path) -> None:
     (tmp_path / RUNNING).write_bytes(b"")
     assert find_snapshots(tmp_path, lambda line: None) is None
