@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -48,7 +49,8 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
         mode(config, distributed, stop)
         distributed.barrier()
     except Preempted:
-        distributed.barrier()
+        with contextlib.suppress(RuntimeError):  # all is on disk, even when another rank is gone already
+            distributed.barrier()
         _leave(EXIT_PREEMPTED)
     except Exception as error:
         report = report_of(error, place.rank)
