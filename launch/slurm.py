@@ -128,9 +128,7 @@ def _duration(text: str) -> int | None:
     parts = clock.split(":")
     if not all(part.isdigit() for part in parts) or len(parts) > len(_SECONDS) or (days and not days.isdigit()):
         return None
-    return int(days or 0) * 86400 + sum(
-        int(part) * unit for part, unit in zip(reversed(parts), _SECONDS, strict=False)
-    )
+    return int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(reversed(parts), _SECONDS, strict=False))
 
 
 def minutes_of(text: str) -> int:

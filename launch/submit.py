@@ -65,9 +65,7 @@ def submit(options: SubmitOptions, arguments: Sequence[str]) -> JobFile:
     config.workdir.mkdir(parents=True, exist_ok=True)
     jobs = config.workdir.absolute() / "jobs"
     job_id = _submit(options, words, config, jobs, minutes, name)
-    job = JobFile(
-        job_id, options.executor, str(jobs), str(Path.cwd()), words, asdict(options), options.max_requeues
-    )
+    job = JobFile(job_id, options.executor, str(jobs), str(Path.cwd()), words, asdict(options), options.max_requeues)
     write_job_file(config.workdir, job)
     return job
 
