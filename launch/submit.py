@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +139,30 @@ def _submit(options: SubmitOptions, words: list[str], config: Config, jobs: Path
         parameters["additional_parameters"] = {"requeue": True, **options.slurm}
     executor.update_parameters(signal_delay_s=warning, stderr_to_stdout=True, **parameters)
     try:
-        job = executor.submit(MainTask(words, str(Path.cwd())))
+        with _quiet():
+            job = executor.submit(MainTask(words, str(Path.cwd())))
     except (FailedJobError, FailedSubmissionError) as error:
         raise UsageError(f"the scheduler refused the job: {' '.join(str(error).split())}") from None
     return str(job.job_id)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No input and output for this process and those it starts.
+
+    submitit prints what it raises as well, and a local job must not hold on to the terminal, or to a pipe that
+    somebody waits for the end of.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    earlier = [os.dup(descriptor) for descriptor in range(3)]
+    try:
+        for descriptor in range(3):
+            os.dup2(nothing, descriptor)
+        yield
+    finally:
+        for descriptor, saved in enumerate(earlier):
+            os.dup2(saved, descriptor)
+            os.close(saved)
+        os.close(nothing)

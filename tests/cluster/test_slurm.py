@@ -112,4 +112,4 @@ def test_evaluation_and_bad_arguments(slurm: SlurmCluster, undisturbed: Path) ->
     assert slurm.wait_for_end(bad) == "FAILED"
     assert slurm.job(bad)["ExitCode"] == "2:0"
     assert "did you mean '--eval_loss'?" in output_of(slurm, bad)
-    assert f"  {evaluation}  COMPLETED" in launch(slurm, "status", str(undisturbed))
+    assert f"{evaluation} COMPLETED finished" in " ".join(launch(slurm, "status", str(undisturbed)).split())
