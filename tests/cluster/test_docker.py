@@ -51,20 +51,24 @@ class Image:
         )  # fmt: skip
 
 
-def package_sources() -> list[str]:
-    """Options that let pip in the build find packages where pip on this machine does."""
+def package_sources(folder: Path) -> list[str]:
+    """Mounts that let pip in the build find packages where pip on this machine does; the image keeps none of it."""
     words = [sys.executable, "-m", "pip", "config", "list"]
-    options: list[str] = []
+    lines = ["[global]"]
+    places = set()
     for line in subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines():
         name, value = line.split("=", 1)
         value = value.strip("'")
-        options += ["--env", f"PIP_{name.split('.')[-1].replace('-', '_').upper()}={value}"]
-        for place in value.replace("file://", "").split():
-            # The folder above covers links in it that lead to its neighbours.
-            path = Path(place)
-            if path.is_absolute() and path.exists() and len(path.parts) > 1:
-                options += ["--volume", f"{path}:{path}:ro"]
-    return options
+        lines.append(f"{name.split('.')[-1]} = {value}")
+        for word in value.replace("file://", "").split():
+            path = Path(word)
+            if path.is_absolute() and path.exists():
+                # An index of links to files beside it is of use only together with them.
+                places.add(path.parent if path.name == "simple" else path)
+    configuration = folder / "pip.conf"
+    configuration.write_text("\n".join(lines) + "\n")
+    mounts = [(configuration, Path("/etc/pip.conf")), *((place, place) for place in sorted(places))]
+    return [word for source, target in mounts for word in ("--volume", f"{source}:{target}:ro")]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
         image.buildah("commit", "--rm", empty, "localhost/bookworm:min")
         shutil.rmtree(base)
         arguments = ["--build-arg", "BASE=localhost/bookworm:min", "--file", "docker/Dockerfile"]
-        mounts = package_sources()
+        mounts = package_sources(folder)
         image.buildah("bud", "--network", "host", *mounts, *arguments, "--tag", "localhost/scorefleet", ".")
         image.container = image.buildah("from", "localhost/scorefleet")
         yield image
