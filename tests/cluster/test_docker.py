@@ -59,15 +59,18 @@ def package_sources(folder: Path) -> list[str]:
     for line in subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines():
         name, value = line.split("=", 1)
         value = value.strip("'")
-        lines.append(f"{name.split('.')[-1]} = {value}")
+        mounted = value
         for word in value.replace("file://", "").split():
             path = Path(word)
             if path.is_absolute() and path.exists():
-                # An index of links to files beside it is of use only together with them.
+                # Below a place of their own, out of the way of what the build installs. An index of links to files
+                # beside it is of use only together with them.
                 places.add(path.parent if path.name == "simple" else path)
+                mounted = mounted.replace(word, f"/mnt{word}")
+        lines.append(f"{name.split('.')[-1]} = {mounted}")
     configuration = folder / "pip.conf"
     configuration.write_text("\n".join(lines) + "\n")
-    mounts = [(configuration, Path("/etc/pip.conf")), *((place, place) for place in sorted(places))]
+    mounts = [(configuration, "/etc/pip.conf"), *((place, f"/mnt{place}") for place in sorted(places))]
     return [word for source, target in mounts for word in ("--volume", f"{source}:{target}:ro")]
 
 
