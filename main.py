@@ -4,7 +4,8 @@ import logging
 import sys
 
 from launch.agent import Agent
-from launch.topology import rank_place, topology_from_flags
+from launch.beat import live_with_agent
+from launch.topology import find_topology, rank_place
 from util.config import parse_config
 from util.errors import EXIT_USAGE, UsageError
 
@@ -13,14 +14,15 @@ def main(argv: list[str]) -> int:
     """The exit code: 0 finished, 75 stopped with a snapshot on disk, 1 failed, 2 usage."""
     try:
         config = parse_config(argv)
-        place = rank_place()
+        place = rank_place(config.launch)
         if place is None:
             command = [sys.executable, __file__, *argv]
-            return Agent(command, topology_from_flags(config.launch), config).run()
+            return Agent(command, find_topology(config.launch), config).run()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
+    live_with_agent(config.launch.rank_timeout)  # before torch is imported, which can take long on a shared disk
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from evaluators.run import evaluate  # torch takes seconds to import, and the agent does not need it
     from launch.worker import run_rank

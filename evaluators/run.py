@@ -42,6 +42,7 @@ def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> Non
     if distributed.is_main:
         logger.info("evaluating %s (step %d)", path, method.state.step)
     folder = config.workdir / config.evaluation.eval_folder
+    stop.listen()  # from here on there is something to keep, and every chunk looks at the request
     try:
         results = run_evaluations(
             method, datasets["train"], datasets["test"], settings_from(config), folder, distributed, stop,

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch.agent import Agent
-from launch.topology import rank_place, topology_from_flags
+from launch.beat import live_with_agent
+from launch.topology import find_topology, rank_place
 from util.config import Config, parse_config
 from util.errors import RunFailed, UsageError
 
@@ -40,10 +41,11 @@ def run_doctor(arguments: Sequence[str]) -> int:
         # A run may be at work in its folder: logs and reports of the doctor go below it.
         run=dataclasses.replace(config.run, workdir=f"{config.run.workdir}/doctor", mode="train"),
     )
-    place = rank_place()
+    place = rank_place(config.launch)
     if place is None:
         command = [sys.executable, "-m", "launch", "doctor", *arguments]
-        return Agent(command, topology_from_flags(config.launch), config).run()
+        return Agent(command, find_topology(config.launch), config).run()
+    live_with_agent(config.launch.rank_timeout)
     from launch.worker import run_rank
 
     began = time.perf_counter()

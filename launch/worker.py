@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,8 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from launch.agent import AGENT_VARIABLE, LISTEN_VARIABLE
+from launch.beat import AGENT_VARIABLE, live_with_agent
+from launch.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.reports import report_of, write_report
+from launch.restart import after_restart
 from launch.topology import RankPlace
 from util.config import Config
 from util.distributed import Distributed, join_group
@@ -26,12 +26,14 @@ Mode = Callable[[Config, Distributed, StopRequest], None]
 def run_rank(config: Config, place: RankPlace, mode: Mode) -> int:
     """Run the mode as one rank of the group; the process's exit code.
 
+    The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
+
     On a failure the process must leave at once (``os._exit``): a collective that the others will never join
     would hold up an orderly shutdown.
     """
-    _die_with_agent()
+    live_with_agent(config.launch.rank_timeout)
+    config = after_restart(config)
     stop = StopRequest()
-    stop.listen()
     try:
         device = choose_device(config.launch.device, place)
         distributed = join_group(
@@ -64,6 +66,10 @@ def choose_device(wanted: str, place: RankPlace) -> torch.device:
         raise UsageError("--device cuda, but torch sees no GPU here; use --device cpu or check the driver")
     if n_devices == 0:
         return torch.device("cpu")
+    if n_devices == 1 and OWN_AGENT_VARIABLE in os.environ:
+        # The scheduler gave each task its own GPU, which is the only one that the task sees.
+        torch.cuda.set_device(0)
+        return torch.device("cuda", 0)
     if place.local_world_size > n_devices:
         raise UsageError(
             f"{place.local_world_size} ranks on this node but only {n_devices} GPUs; lower --n_gpus_per_node"
@@ -87,17 +93,6 @@ def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
     )
 
 
-def _die_with_agent() -> None:
-    """Ask the kernel to end this rank with its agent, so that a killed agent leaves nothing behind (Linux)."""
-    agent = os.environ.get(AGENT_VARIABLE)
-    if agent is None or not sys.platform.startswith("linux"):
-        return
-    parent_death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(agent):
-        os._exit(EXIT_FAILED)
-
-
 def _leave(code: int, at_once: bool = False) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -106,4 +101,3 @@ def _leave(code: int, at_once: bool = False) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return code
-

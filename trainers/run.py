@@ -55,6 +55,7 @@ def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
         published_behaviour=config.run.published_behaviour,
     )
     training = Training(method, datasets, batches, config, distributed, stop, log, snapshots)
+    stop.listen()  # from here on there is something to save, and the loop looks at the request
     try:
         training.run()
     except Preempted:

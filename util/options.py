@@ -76,11 +76,30 @@ class LaunchOptions:
     n_gpus_per_node: int = option(
         0, "ranks on each node; 0 is one for each GPU, or a single CPU rank", minimum=0, defines_run=False
     )
-    n_nodes: int = option(1, "number of nodes", minimum=1, defines_run=False)
-    node_rank: int = option(0, "index of this node, from 0", minimum=0, defines_run=False)
-    master_address: str = option("127.0.0.1", "address of node 0", defines_run=False)
+    n_nodes: int = option(
+        0, "number of nodes; 0 is what mpirun, srun or torchrun started, else one", minimum=0, defines_run=False
+    )
+    node_rank: int = option(-1, "index of this node, from 0; -1 asks the launcher", minimum=-1, defines_run=False)
+    master_address: str = option(
+        "", "address of node 0 that the others can reach; default: agreed on under mpirun and srun", defines_run=False
+    )
     master_port: int = option(
-        0, "port of node 0 for the rendezvous; 0 takes a free one (one node only)", minimum=0, maximum=65535,
+        0, "port of node 0 for the agents of the nodes; 0 is agreed on, or 29417 with --node_rank", minimum=0,
+        maximum=65535, defines_run=False,
+    )  # fmt: skip
+    rendezvous_timeout: float = option(
+        300.0, "seconds that nodes wait for each other at the start", above=0.0, defines_run=False
+    )
+    node_timeout: float = option(
+        30.0, "seconds without a sign of life from a node until the run ends on every node", minimum=2.0,
+        defines_run=False,
+    )  # fmt: skip
+    rank_timeout: float = option(
+        120.0, "seconds without a sign of life until a stopped rank, or the agent that started it, is killed",
+        minimum=3.0, defines_run=False,
+    )  # fmt: skip
+    max_restarts: int = option(
+        0, "times that a failed run starts again from its newest snapshot, on all nodes together", minimum=0,
         defines_run=False,
     )  # fmt: skip
     collective_timeout: float = option(

@@ -1,4 +1,7 @@
-"""The wish to stop: set by a signal, read at the next boundary."""
+"""The wish to stop: set by a signal, read at the next boundary.
+
+Until a run has something to save it leaves the stop signals alone, so that they end it at once, whatever it waits for.
+"""
 
 from __future__ import annotations
 

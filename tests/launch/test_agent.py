@@ -1,0 +1,105 @@
+"""One machine's agent: what becomes of a run that is stopped, killed or frozen at any time."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from launch.restart import after_restart
+from tests.system.command import ranks_of, run, snapshot, start, state_differences, wait_until
+from util.config import Config
+from util.run_file import read_run_file
+
+TINY: dict[str, Any] = {
+    "config": "configs/smoke/tiny.txt",
+    "device": "cpu",
+    "n_gpus_per_node": 2,
+    "n_train_iters": 100_000,
+    "snapshot_freq": 5,
+    "save_freq": 0,
+    "sample_freq": 1_000_000,
+    "log_freq": 1,
+    "seed": 5,
+}
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 1.0])
+@pytest.mark.parametrize(("number", "to_rank"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+def test_stop_signal_during_start_up(number: signal.Signals, to_rank: bool, delay: float, tmp_path: Path) -> None:
+    process = start(tmp_path, **TINY)
+    wait_until(lambda: len(ranks_of(process)) == 2, process)
+    time.sleep(delay)
+    ranks = ranks_of(process)
+    (ranks[1] if to_rank else process).send_signal(number)
+    sent = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert time.monotonic() - sent < 10
+    assert gone(list(ranks.values()), 5)
+    assert read_run_file(tmp_path)["state"] == "preempted"
+
+
+@pytest.mark.slow
+def test_a_failed_run_starts_again_from_its_newest_snapshot(tmp_path: Path) -> None:
+    options = {**TINY, "n_train_iters": 30}
+    run(tmp_path / "whole", **options)
+    process = start(tmp_path / "failing", **options, max_restarts=2, overwrite=True)
+    for step in (8, 17):
+        wait_until(lambda step=step: read_run_file(tmp_path / "failing").get("step", 0) >= step, process)  # type: ignore[misc]
+        ranks_of(process)[1].kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert output.count("was killed by SIGKILL") == 2
+    assert "restart 2 of 2" in output
+    assert state_differences(tmp_path / "whole", tmp_path / "failing") == []
+
+
+@pytest.mark.slow
+def test_a_stopped_agent_is_killed_by_its_ranks(tmp_path: Path) -> None:
+    process = start(tmp_path, **TINY, rank_timeout=3)
+    wait_until(lambda: read_run_file(tmp_path).get("step", 0) >= 3, process)
+    ranks = list(ranks_of(process).values())
+    process.send_signal(signal.SIGSTOP)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert gone(ranks, 5)
+    assert "gave no sign of life for 3 s" in (tmp_path / "logs" / "rank_0001.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_pause_of_the_whole_machine_is_no_failure(tmp_path: Path) -> None:
+    process = start(tmp_path, **TINY, rank_timeout=3, node_timeout=3)
+    wait_until(lambda: read_run_file(tmp_path).get("step", 0) >= 3, process)
+    everything = [psutil.Process(process.pid), *ranks_of(process).values()]
+    for one in everything:
+        one.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    for one in everything:
+        one.send_signal(signal.SIGCONT)
+    before = read_run_file(tmp_path)["step"]
+    wait_until(lambda: read_run_file(tmp_path)["step"] >= before + 5, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert snapshot(tmp_path)["step"] > before
+
+
+@pytest.mark.parametrize("name", ["SCOREFLEET_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_restarts_never_delete_nor_go_back(name: str) -> None:
+    config = Config()
+    config.run.overwrite, config.run.checkpoint = True, "checkpoint_10.pth"
+    assert after_restart(config, {}) is config
+    assert after_restart(config, {name: "0"}) is config
+    again = after_restart(config, {name: "2"})
+    assert (again.run.overwrite, again.run.checkpoint) == (False, "")
+    assert config.run.overwrite
