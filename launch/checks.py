@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from launch.fingerprint import code_versions
 from trainers.run import open_datasets
 from util.config import Config
 from util.distributed import Distributed
@@ -22,7 +23,6 @@ from util.files import write_text
 from util.versions import versions
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
-ROOT = Path(__file__).parents[1]
 SIZES = (1 << 12, 1 << 20, 1 << 24)
 """Bytes of the all-reduces: latency, a small layer, a large bucket of gradients."""
 SECONDS_PER_SIZE = 1.5
@@ -81,7 +81,7 @@ def check_devices(distributed: Distributed) -> Finding:
 
 def check_versions(distributed: Distributed) -> Finding:
     """The same packages and the same code on all nodes."""
-    seen, errors = on_each_node(distributed, lambda: {**versions(), "code": _code_digest()})
+    seen, errors = on_each_node(distributed, lambda: {**versions(), **code_versions()})
     if errors:
         return Finding("versions", FAULT, "; ".join(errors))
     (first, expected), *others = seen.items()
@@ -93,15 +93,8 @@ def check_versions(distributed: Distributed) -> Finding:
     ]
     if different:
         return Finding("versions", FAULT, "; ".join(different))
-    return Finding("versions", OK, ", ".join(f"{name} {value}" for name, value in expected.items()))
-
-
-def _code_digest() -> str:
-    digest = hashlib.sha256()
-    for package in ("diffusion", "evaluators", "launch", "models", "trainers", "util"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    shown = {name: value for name, value in expected.items() if name.islower() or name.lower() not in expected}
+    return Finding("versions", OK, ", ".join(f"{name} {value}" for name, value in shown.items()))
 
 
 def check_names(distributed: Distributed) -> Finding:

@@ -10,27 +10,19 @@ from pathlib import Path
 
 from launch import slurm
 from launch.job_file import JobFile, read_job_file, write_job_file
-from util.config import Config
+from util.config import Config, parse_config
 from util.errors import UsageError
 from util.run_file import read_run_file
 
 DEFAULT_MAX_REQUEUES = 20
 
 
-def check_restartable(config: Config) -> None:
-    """Refuse arguments that do harm when the same command is given again.
-
-    Raises:
-        UsageError: such an argument, or no folder for the run.
-    """
-    if not config.run.workdir:
-        raise UsageError("--workdir is missing: give a folder for (or of) the run that all nodes see")
-    for flag, given in (("--overwrite", config.run.overwrite), ("--checkpoint", config.run.checkpoint)):
-        if given:
-            raise UsageError(
-                f"{flag}: a job that is requeued gives the same command again and would lose what it had done; "
-                "use another --workdir, or prepare the folder before the job starts"
-            )
+def arguments_of_restart(arguments: Sequence[str]) -> list[str]:
+    """The arguments with which a run goes on: it must not delete what it has saved, nor go back to its beginning."""
+    run = parse_config(arguments).run
+    if not (run.overwrite or run.checkpoint):
+        return list(arguments)
+    return [*arguments, "--overwrite=false", "--checkpoint="]
 
 
 def progress_mark(config: Config) -> str:
@@ -77,9 +69,10 @@ def job_started(config: Config, arguments: Sequence[str], max_requeues: int) -> 
     """Note the Slurm job that this process belongs to as the job of the run.
 
     Raises:
-        UsageError: arguments that must not be given again, or not in a job.
+        UsageError: not in a job, or no folder for the run.
     """
-    check_restartable(config)
+    if not config.run.workdir:
+        raise UsageError("--workdir is missing: give a folder for (or of) the run that all nodes see")
     job_id = _own_job_id()
     earlier = read_job_file(config.workdir)
     if earlier is not None and earlier.job_id == job_id:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.job_file import JobFile, write_job_file
-from launch.requeue import DEFAULT_MAX_REQUEUES, check_restartable
+from launch.requeue import DEFAULT_MAX_REQUEUES, arguments_of_restart
 from launch.slurm import minutes_of
 from launch.topology import count_devices
 from util.config import Config, parse_config
@@ -58,10 +58,15 @@ def submit(options: SubmitOptions, arguments: Sequence[str]) -> JobFile:
     """
     words = _with_gpus(list(arguments), options)
     config = parse_config(words)
-    check_restartable(config)
+    if not config.run.workdir:
+        raise UsageError("--workdir is missing: give a folder for (or of) the run that all nodes see")
     if options.executor == "local" and options.nodes > 1:
         raise UsageError(f"--nodes {options.nodes} --executor local: this machine is one node; use --executor slurm")
-    if config.run.mode == "train" and read_run_file(config.workdir).get("state") == "finished":
+    if (
+        config.run.mode == "train"
+        and not config.run.overwrite
+        and read_run_file(config.workdir).get("state") == "finished"
+    ):
         raise UsageError(f"{config.workdir} holds a finished run; use another --workdir")
     minutes = minutes_of(options.time)
     name = options.name or config.workdir.name
@@ -80,7 +85,7 @@ def submit_again(job: JobFile, nodes: int | None) -> JobFile:
         UsageError: as ``submit``.
     """
     options = SubmitOptions(**job.options)
-    return submit(options if nodes is None else replace(options, nodes=nodes), job.arguments)
+    return submit(options if nodes is None else replace(options, nodes=nodes), arguments_of_restart(job.arguments))
 
 
 def read_slurm_options(texts: Sequence[str]) -> dict[str, str | bool]:

@@ -15,7 +15,7 @@ from submitit.core.utils import DelayedSubmission
 
 from launch import slurm
 from launch.job_file import read_job_file, write_job_file
-from launch.requeue import decide, progress_mark
+from launch.requeue import arguments_of_restart, decide, progress_mark
 from util.config import parse_config
 from util.errors import EXIT_FINISHED, EXIT_PREEMPTED, RunFailed
 from util.run_file import read_run_file
@@ -76,7 +76,7 @@ class MainTask:
         reason = decide(job, progress_mark(config), against)
         write_job_file(config.workdir, job)
         print(f"job {job.job_id}: {job.note}", flush=True)
-        return None if reason else DelayedSubmission(MainTask(self.arguments, self.directory))
+        return None if reason else DelayedSubmission(MainTask(arguments_of_restart(self.arguments), self.directory))
 
     def _run(self) -> int:
         earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -54,7 +54,7 @@ class Image:
 def package_sources(folder: Path) -> list[str]:
     """Mounts that let pip in the build find packages where pip on this machine does; the image keeps none of it."""
     words = [sys.executable, "-m", "pip", "config", "list"]
-    lines = ["[global]"]
+    settings: dict[str, str] = {}
     places = set()
     for line in subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines():
         name, value = line.split("=", 1)
@@ -67,9 +67,9 @@ def package_sources(folder: Path) -> list[str]:
                 # beside it is of use only together with them.
                 places.add(path.parent if path.name == "simple" else path)
                 mounted = mounted.replace(word, f"/mnt{word}")
-        lines.append(f"{name.split('.')[-1]} = {mounted}")
+        settings[name.split(".")[-1]] = mounted
     configuration = folder / "pip.conf"
-    configuration.write_text("\n".join(lines) + "\n")
+    configuration.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n")
     mounts = [(configuration, "/etc/pip.conf"), *((place, f"/mnt{place}") for place in sorted(places))]
     return [word for source, target in mounts for word in ("--volume", f"{source}:{target}:ro")]
 

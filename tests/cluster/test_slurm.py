@@ -24,7 +24,7 @@ from tests.system.command import snapshot, state_differences
 from util.run_file import read_run_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-TWO_RANKS = [*TRAINING, "--n_gpus_per_node", "2"]
+TWO_NODES = [*TRAINING, "--n_gpus_per_node", "1"]
 
 
 def check_end(cluster: SlurmCluster, job_id: str, workdir: Path, undisturbed: Path) -> None:
@@ -38,7 +38,7 @@ def check_end(cluster: SlurmCluster, job_id: str, workdir: Path, undisturbed: Pa
 def test_requeue_from_outside_and_preemption(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     script = batch_script(slurm, "train.sbatch")
-    job_id = sbatch(slurm, ["-N1"], script, [*TWO_RANKS, "--workdir", str(workdir)])
+    job_id = sbatch(slurm, ["-N2"], script, [*TWO_NODES, "--overwrite", "--workdir", str(workdir)])
     wait_for_step(slurm, workdir, 10)
     slurm.command("scontrol", "requeue", job_id)
     slurm.wait_for(lambda: read_run_file(workdir)["state"] == "preempted", "the run to stop")
@@ -46,7 +46,7 @@ def test_requeue_from_outside_and_preemption(slurm: SlurmCluster, undisturbed: P
     urgent = preempt(slurm)
     slurm.wait_for(lambda: slurm.state(job_id) == "PENDING", "the job to be back in the queue")
     stopped = read_run_file(workdir)
-    assert stopped["state"] == "preempted"
+    assert (stopped["state"], stopped["world_size"]) == ("preempted", 2)
     assert stopped["last_snapshot"]["step"] == stopped["step"], "a step that was reported as done is not in a snapshot"
     assert slurm.wait_for_end(urgent) == "COMPLETED"
     check_end(slurm, job_id, workdir, undisturbed)
@@ -62,9 +62,9 @@ def test_time_limit(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path) -> N
     workdirs = [tmp_path / "sbatch", tmp_path / "submit"]
     script = batch_script(slurm, "train.sbatch", warning=52)
     # Slurm looks at time limits twice a minute, so the runs have to last: evaluations change no state.
-    arguments = [*TWO_RANKS, "--likelihood_freq", "25", "--grace_seconds", "52", "--workdir"]
-    first = sbatch(slurm, ["-N1", "--time=1"], script, [*arguments, str(workdirs[0])])
-    options = ["--time", "1", "--slurm", "exclusive"]
+    arguments = [*TRAINING, "--likelihood_freq", "25", "--grace_seconds", "52", "--workdir"]
+    first = sbatch(slurm, ["-N1", "--time=1"], script, [*arguments, str(workdirs[0]), "--n_gpus_per_node", "2"])
+    options = ["--nodes", "2", "--gpus_per_node", "1", "--time", "1", "--slurm", "exclusive"]
     second = submitted_id(launch(slurm, "submit", *options, "--", *arguments, str(workdirs[1])))
     for job_id, workdir in zip((first, second), workdirs, strict=True):
         check_end(slurm, job_id, workdir, undisturbed)
@@ -104,8 +104,11 @@ def rank_of(workdir: Path) -> psutil.Process:
 
 def test_evaluation_and_bad_arguments(slurm: SlurmCluster, undisturbed: Path) -> None:
     script = batch_script(slurm, "eval.sbatch")
-    arguments = [*TWO_RANKS, "--workdir", str(undisturbed)]
-    evaluation = sbatch(slurm, ["-N1"], script, [*arguments, "--eval_folder", "loss", "--eval_loss"])
+    arguments = [*TRAINING, "--workdir", str(undisturbed)]
+    # A task for each rank: two nodes of two.
+    evaluation = sbatch(
+        slurm, ["-N2", "--ntasks-per-node=2"], script, [*arguments, "--eval_folder", "loss", "--eval_loss"]
+    )
     bad = sbatch(slurm, ["-N1"], script, [*arguments, "--eval_looss"])
     assert slurm.wait_for_end(evaluation) == "COMPLETED", output_of(slurm, evaluation)
     assert json.loads((undisturbed / "loss" / "results.json").read_text())

@@ -23,7 +23,8 @@ from tests.system.command import ROOT, snapshot, state_differences
 from util.run_file import read_run_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-SUBMIT = ["submit", "--gpus_per_node", "2", "--time", "10", "--slurm", "exclusive", "--", *TRAINING, "--workdir"]
+SUBMIT = ["submit", "--gpus_per_node", "2", "--time", "10", "--slurm", "exclusive", "--", *TRAINING, "--overwrite"]
+SUBMIT += ["--workdir"]
 
 
 def status(cluster: SlurmCluster, run: str) -> dict[str, object]:
@@ -104,7 +105,6 @@ def test_on_this_machine(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path)
     ("words", "message"),
     [
         (["--", "--learning_rat", "1"], "did you mean '--learning_rate'?"),
-        (["--", "--overwrite"], "--overwrite: a job that is requeued gives the same command again"),
         (["--time", "soon", "--"], "--time soon: not a time limit"),
         (["--nodes", "0", "--"], "argument --nodes: at least 1 expected"),
         (["--slurm", "$(reboot)=1", "--"], "write an option of sbatch as key=value"),

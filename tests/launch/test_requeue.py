@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from launch.job_file import HOME_VARIABLE, JobFile, find_run, known_runs, read_job_file, write_job_file
-from launch.requeue import check_restartable, decide, progress_mark
+from launch.requeue import arguments_of_restart, decide, progress_mark
 from launch.slurm import minutes_of
 from launch.status import run_states, table
-from util.config import Config
+from util.config import Config, parse_config
 from util.errors import UsageError
 from util.run_file import update_run_file
 
@@ -66,16 +66,12 @@ def test_mark_moves_with_snapshots_and_evaluation_files(tmp_path: Path) -> None:
     assert marks[1].startswith("step 7, ")
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("overwrite", True), ("checkpoint", "checkpoint_10.pth"), ("workdir", "")]
-)
-def test_arguments_that_must_not_be_given_again(option: str, value: object) -> None:
-    config = Config()
-    config.run.workdir = "somewhere"
-    check_restartable(config)
-    setattr(config.run, option, value)
-    with pytest.raises(UsageError, match=f"--{option}"):
-        check_restartable(config)
+def test_a_restart_neither_deletes_nor_goes_back() -> None:
+    words = ["--workdir", "somewhere", "--seed", "3"]
+    assert arguments_of_restart(words) == words
+    for flags in (["--overwrite"], ["--checkpoint", "checkpoint_10.pth"]):
+        run = parse_config(arguments_of_restart([*words, *flags])).run
+        assert (run.overwrite, run.checkpoint, run.workdir, run.seed) == (False, "", "somewhere", 3)
 
 
 @pytest.mark.parametrize(
