@@ -109,10 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder or a job id [all that were started]")
     status.add_argument("--json", action="store_true", help="the same as JSON, with seconds as numbers")
 
-    logs = commands.add_parser("logs", help="show a rank's log")
+    logs = commands.add_parser("logs", help="show what a run says")
     logs.add_argument("run", metavar="RUN", help="the run's folder or job id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job is over")
-    logs.add_argument("--rank", type=_number, metavar="R", help="whose log [0]")
+    logs.add_argument("--rank", type=_number, metavar="R", help="this rank's log [what the job writes]")
 
     cancel = commands.add_parser("cancel", help="stop a run with a snapshot; it is not started again")
     cancel.add_argument("run", metavar="RUN", help="the run's folder or job id")

