@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint clean cluster-tools
 
 setup: $(VENV)/.complete
 
@@ -24,8 +24,28 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+test: lint cluster-tools
 	$(BIN)/python -m pytest
+
+# Programs that tests/cluster runs: Slurm, network namespaces, container builds. Without them those tests are skipped.
+CLUSTER_PROGRAMS := slurmctld slurmd srun munged ip ps buildah debootstrap
+CLUSTER_PACKAGES := slurm-wlm munge iproute2 procps buildah debootstrap
+
+cluster-tools:
+	@missing=""; \
+	for program in $(CLUSTER_PROGRAMS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program > /dev/null || missing="$$missing $$program"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get > /dev/null; then \
+		echo "cluster-tools: not Debian or Ubuntu; tests that need$$missing are skipped"; \
+	elif [ "$$(id -u)" != 0 ]; then \
+		echo "cluster-tools: not root; tests that need$$missing are skipped (apt-get install $(CLUSTER_PACKAGES))"; \
+	else \
+		export DEBIAN_FRONTEND=noninteractive; \
+		(apt-get update && apt-get install -y --no-install-recommends $(CLUSTER_PACKAGES)) > /dev/null \
+			|| echo "cluster-tools: apt-get failed; tests that need$$missing are skipped"; \
+	fi
 
 clean:
 	rm -rf $(VENV) work_dir
