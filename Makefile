@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Waiting threads that spin make everything slow when several processes share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup demo test lint clean cluster-tools
 
 setup: $(VENV)/.complete
