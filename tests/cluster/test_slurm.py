@@ -60,8 +60,8 @@ def test_requeue_from_outside_and_preemption(slurm: SlurmCluster, undisturbed: P
 def test_time_limit(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path) -> None:
     """By sbatch on one node and by submitit on two, side by side."""
     workdirs = [tmp_path / "sbatch", tmp_path / "submit"]
-    script = batch_script(slurm, "train.sbatch", warning=52)
-    arguments = [*TRAINING, "--grace_seconds", "52", "--workdir"]
+    script = batch_script(slurm, "train.sbatch", warning=15)
+    arguments = [*TRAINING, "--grace_seconds", "15", "--workdir"]
     first = sbatch(slurm, ["-N1", "--time=1"], script, [*arguments, str(workdirs[0]), "--n_gpus_per_node", "2"])
     options = ["--nodes", "2", "--gpus_per_node", "1", "--time", "1", "--slurm", "exclusive"]
     second = submitted_id(launch(slurm, "submit", *options, "--", *arguments, str(workdirs[1])))
