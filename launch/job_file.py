@@ -33,7 +33,8 @@ class JobFile:
         options: of ``launch submit``, to submit the run again.
         max_requeues: how often the job may ask to be started again.
         requeues: how often it has.
-        mark: how far the run was when the job last stopped; the same mark twice is no progress.
+        mark: how far the run was when the job last stopped.
+        fruitless: how often in a row it has stopped at the same mark again.
         wish: "stop" or "requeue" where a person asked for it, else empty. It overrides the rules.
         note: what was decided when the job last stopped, and why.
         host: where a local job runs.
@@ -48,6 +49,7 @@ class JobFile:
     max_requeues: int = 0
     requeues: int = 0
     mark: str = ""
+    fruitless: int = 0
     wish: str = ""
     note: str = ""
     host: str = field(default_factory=socket.gethostname)

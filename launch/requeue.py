@@ -15,6 +15,8 @@ from util.errors import UsageError
 from util.run_file import read_run_file
 
 DEFAULT_MAX_REQUEUES = 20
+MAX_FRUITLESS = 1
+"""A job may be pre-empted before it has done a step. That happens, but not to the same job time after time."""
 
 
 def arguments_of_restart(arguments: Sequence[str]) -> list[str]:
@@ -44,17 +46,18 @@ def decide(job: JobFile, mark: str, against: str) -> str:
         against: what the scheduler has against it.
     """
     wish, job.wish = job.wish, ""
-    earlier, job.mark = job.mark, mark
+    job.fruitless = job.fruitless + 1 if mark == job.mark else 0
+    job.mark = mark
     if wish == "stop":
         reason = "it was told to stop"
     elif against:
         reason = against
     elif wish == "requeue":
-        reason, job.requeues = "", 0
+        reason, job.requeues, job.fruitless = "", 0, 0
     elif job.requeues >= job.max_requeues:
         reason = f"it was requeued {job.requeues} times, the most it may be (--max_requeues)"
-    elif mark == earlier:
-        reason = f"it got no further since it was last requeued ({mark.split(',')[0]})"
+    elif job.fruitless > MAX_FRUITLESS:
+        reason = f"it was started {job.fruitless} times without getting further ({mark.split(',')[0]})"
     else:
         reason = ""
     if reason:

@@ -29,7 +29,8 @@ class Image:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.storage = [
-            "buildah", "--storage-driver", "vfs", "--root", str(folder / "storage"), "--runroot", str(folder / "run"),
+            "buildah", "--storage-driver", storage_driver(folder),
+            "--root", str(folder / "storage"), "--runroot", str(folder / "run"),
         ]  # fmt: skip
         self.environment = {**os.environ, "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(folder)}
         self.container = ""
@@ -44,11 +45,24 @@ class Image:
     def start(self, workdir: Path, *words: str) -> subprocess.Popen[str]:
         """What ``docker run`` does: the image's entry point with these arguments, as its user."""
         entry = ["tini", "-s", "--", "python", "/opt/scorefleet/main.py"]
-        mounts = ["--volume", f"{workdir}:/work/work_dir"]
+        mounts = ["--volume", f"{workdir}:/work/work_dir", "--env", "OMP_NUM_THREADS=1"]
         return subprocess.Popen(
             [*self.storage, "run", *mounts, self.container, "--", *entry, *words],
             env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
+
+
+def storage_driver(folder: Path) -> str:
+    """overlay where it can be mounted, else vfs, which copies everything for every layer."""
+    parts = {name: folder / "probe" / name for name in ("lower", "upper", "work", "merged")}
+    for part in parts.values():
+        part.mkdir(parents=True)
+    options = f"lowerdir={parts['lower']},upperdir={parts['upper']},workdir={parts['work']}"
+    mount = ["mount", "-t", "overlay", "overlay", "-o", options, str(parts["merged"])]
+    if subprocess.run(mount, capture_output=True, timeout=60).returncode != 0:
+        return "vfs"
+    subprocess.run(["umount", str(parts["merged"])], check=True, timeout=60)
+    return "overlay"
 
 
 def package_sources(folder: Path) -> list[str]:

@@ -27,11 +27,14 @@ def test_requeued_as_long_as_it_gets_further() -> None:
     assert record.requeues == 3
 
 
-def test_a_stop_at_the_same_place_is_the_last() -> None:
-    record = job()
-    assert decide(record, "step 10, x", "") == ""
-    assert decide(record, "step 10, x", "") == "it got no further since it was last requeued (step 10)"
+def test_two_starts_without_progress_are_the_last() -> None:
+    record = job(max_requeues=10)
+    assert [decide(record, mark, "") for mark in ("step 10, x", "step 10, x", "step 20, x", "step 20, x")] == [""] * 4
+    assert decide(record, "step 20, x", "") == "it was started 2 times without getting further (step 20)"
     assert record.note.startswith("not requeued: ")
+    record.wish = "requeue"
+    assert decide(record, "step 20, x", "") == ""
+    assert decide(record, "step 20, x", "") == ""
 
 
 def test_the_scheduler_may_have_something_against_it() -> None:
