@@ -73,7 +73,7 @@ def by_flags(hosts: Network, n_nodes: int, node_rank: int, workdir: Path, **opti
     return start(hosts.command(host, arguments(workdir, **{**master, **options})))
 
 
-def end(process: subprocess.Popen[str], expect: int | None, seconds: float = 120) -> str:
+def end(process: subprocess.Popen[str], expect: int | None, seconds: float = 300) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert expect is None or process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
     return output
@@ -129,7 +129,7 @@ def test_several_hosts_do_what_one_does(n_hosts: int, hosts: Network, tmp_path: 
 
 
 def test_flags_alone_are_enough_and_a_failed_run_restarts_on_all_nodes(hosts: Network, tmp_path: Path) -> None:
-    options = {**TINY, "max_restarts": 1, "n_train_iters": 30, "overwrite": True}
+    options = {**TINY, "max_restarts": 1, "n_train_iters": 60, "overwrite": True}
     nodes = [by_flags(hosts, 2, node_rank, tmp_path / "two", **options) for node_rank in (1, 0)]
     at_step(tmp_path / "two", 8, nodes[1])
     ranks_on(hosts, "node2")[1].kill()
@@ -138,7 +138,7 @@ def test_flags_alone_are_enough_and_a_failed_run_restarts_on_all_nodes(hosts: Ne
         assert "rank 1 on node 1 (node2) was killed by SIGKILL" in text
         assert "restart 1 of 1" in text
     assert "continuing from" in output[1]
-    run(tmp_path / "one", **{**TINY, "n_train_iters": 30, "n_gpus_per_node": 2})
+    run(tmp_path / "one", **{**TINY, "n_train_iters": 60, "n_gpus_per_node": 2})
     assert state_differences(tmp_path / "one", tmp_path / "two") == []
 
 

@@ -51,15 +51,15 @@ def test_stop_signal_during_start_up(number: signal.Signals, to_rank: bool, dela
 
 @pytest.mark.slow
 def test_a_failed_run_starts_again_from_its_newest_snapshot(tmp_path: Path) -> None:
-    process = start(tmp_path, **{**TINY, "n_train_iters": 20}, max_restarts=2, overwrite=True)
+    process = start(tmp_path, **{**TINY, "n_train_iters": 40}, max_restarts=2, overwrite=True)
     wait_until(lambda: read_run_file(tmp_path).get("step", 0) >= 8, process)
     ranks_of(process)[1].kill()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.count("was killed by SIGKILL") == 1
     assert "restart 1 of 2" in output
     assert "continuing from" in output
-    assert snapshot(tmp_path)["step"] == 20
+    assert snapshot(tmp_path)["step"] == 40
 
 
 @pytest.mark.slow

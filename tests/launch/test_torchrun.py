@@ -18,7 +18,7 @@ from util.run_file import read_run_file
 TINY: dict[str, Any] = {
     "config": "configs/smoke/tiny.txt",
     "device": "cpu",
-    "n_train_iters": 30,
+    "n_train_iters": 60,
     "snapshot_freq": 5,
     "sample_freq": 1_000_000,
     "log_freq": 1,
@@ -66,7 +66,7 @@ def test_two_nodes_and_a_restart(rendezvous: str, undisturbed: Path, tmp_path: P
     wait_until(lambda: read_run_file(tmp_path / "two").get("step", 0) >= 8, nodes[0])
     psutil.Process(nodes[1].pid).children()[0].kill()
     try:
-        output = [node.communicate(timeout=120)[0] for node in nodes]
+        output = [node.communicate(timeout=300)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
