@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 from evaluators.detectors import load_detector
 from evaluators.fid import evaluate_fid, reference_statistics
@@ -21,9 +18,6 @@ from trainers.method import Method
 from util.data.dataset import Dataset
 from util.distributed import Distributed
 from util.errors import UsageError
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,6 @@ def run_evaluations(
     should_stop: Callable[[], bool],
     checkpoint_step: int,
     checkpoint_digest: str,
-    writer: SummaryWriter | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run the evaluations that are asked for, over all ranks, and write ``results.json`` after each.
 
@@ -99,7 +92,6 @@ def run_evaluations(
         should_stop: whether this rank was told to stop; polled between chunks.
         checkpoint_step: training step of the model.
         checkpoint_digest: what tells models of the same step apart.
-        writer: on rank 0, gets values and pictures as well.
 
     Returns:
         On every rank, the entries of ``results.json`` made by this call: ``loss``, ``nelbo`` or
@@ -127,8 +119,6 @@ def run_evaluations(
         if entry is not None:
             record_result(job, name, entry)
             entries[name] = entry
-            if writer is not None and "value" in entry:
-                writer.add_scalar(f"evaluation/{name}", entry["value"], checkpoint_step)
 
     n_test_items, testing_batch_size = settings.n_test_items, settings.testing_batch_size
     reference = None
@@ -163,12 +153,4 @@ def run_evaluations(
             job, method, test_dataset, settings.likelihood, settings.n_density_points, testing_batch_size
         )
         keep("density", entry)
-    if writer is not None:
-        pictures = ["samples", "histogram"] if settings.eval_sample else []
-        pictures += ["density"] if settings.eval_density else []
-        for name in pictures:
-            file = folder / f"{name}.png"
-            if file.exists():
-                pixels = np.atleast_3d(np.asarray(Image.open(file)))
-                writer.add_image(name, pixels, checkpoint_step, dataformats="HWC")
     return distributed.broadcast(entries)

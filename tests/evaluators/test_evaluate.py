@@ -285,27 +285,3 @@ def test_preempted_between_evaluations(tmp_path: Path) -> None:
     _, after = _evaluate(Distributed(), tmp_path, ALL_OF_IMAGES)
     _, whole = _evaluate(Distributed(), tmp_path / "whole", ALL_OF_IMAGES)
     assert before + after == whole
-
-
-def test_values_and_pictures_go_to_the_writer(tmp_path: Path) -> None:
-    class Writer:
-        def __init__(self) -> None:
-            self.scalars: dict[str, tuple[float, int]] = {}
-            self.images: dict[str, tuple[int, ...]] = {}
-
-        def add_scalar(self, tag: str, value: float, step: int) -> None:
-            self.scalars[tag] = (value, step)
-
-        def add_image(self, tag: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
-            assert (step, dataformats) == (7, "HWC")
-            self.images[tag] = pixels.shape
-
-    writer = Writer()
-    chosen = EvaluationSettings(**{**SETTINGS, "eval_loss": True, "eval_sample": True})
-    entries = run_evaluations(
-        ImageMethod((1, 4, 4)), Images(60, (1, 4, 4)), Images(23, (1, 4, 4)), chosen, tmp_path, Distributed(),
-        lambda: False, 7, "digest", writer,
-    )  # fmt: skip
-    assert writer.scalars == {"evaluation/loss": (entries["loss"]["value"], 7)}
-    assert set(writer.images) == {"samples"}
-    assert writer.images["samples"][2] == 1

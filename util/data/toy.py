@@ -40,14 +40,12 @@ class ToyDistribution:
         draw: one point for each entry of a Noise, float64 (B, 2).
         log_density: float64 (B, 2) to float64 (B,), nats.
         entropy: the differential entropy in nats.
-        picture_range: lower and upper end of both axes in pictures.
     """
 
     name: str
     draw: Callable[[Noise], torch.Tensor]
     log_density: Callable[[np.ndarray], np.ndarray]
     entropy: Callable[[], float]
-    picture_range: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -164,8 +162,7 @@ TOY_DISTRIBUTIONS = {
             _draw_multimodal_swissroll,
             _multimodal_swissroll_log_density,
             _multimodal_swissroll_entropy,
-            (-1.0, 1.0),
         ),
-        ToyDistribution("diamond", _draw_diamond, _diamond_log_density, _diamond_entropy, (-0.9, 0.9)),
+        ToyDistribution("diamond", _draw_diamond, _diamond_log_density, _diamond_entropy),
     )
 }
