@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from launch.beat import AGENT_VARIABLE, live_with_agent
+from launch.meeting import meet
 from launch.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.reports import report_of, write_report
 from launch.restart import after_restart
@@ -44,7 +45,7 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
             place.world_size,
             device,
             config.launch.collective_timeout,
-            _store(place, config.launch.collective_timeout),
+            _store(config, place),
         )
         mode(config, distributed, stop)
         distributed.barrier()
@@ -83,16 +84,20 @@ def choose_device(wanted: str, place: RankPlace) -> torch.device:
     return torch.device("cuda", place.local_rank)
 
 
-def _store(place: RankPlace, timeout_seconds: float) -> dist.Store | None:
-    """The rendezvous store over the socket that the agent opened; None where torchrun provides one."""
-    if AGENT_VARIABLE not in os.environ or place.world_size == 1:
+def _store(config: Config, place: RankPlace) -> dist.Store | None:
+    """Where the ranks meet: at the socket that the agent opened, or at torchrun's store."""
+    timeout = timedelta(seconds=config.launch.collective_timeout)
+    if place.world_size == 1:
         return None
+    if AGENT_VARIABLE not in os.environ:
+        store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))
+        return meet(store, place, config.launch.rendezvous_timeout)
     descriptor = os.environ.get(LISTEN_VARIABLE)
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=place.rank == 0,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
         wait_for_workers=False,
         master_listen_fd=int(descriptor) if descriptor is not None else None,
     )

@@ -58,7 +58,7 @@ def test_two_nodes_and_a_restart(rendezvous: str, undisturbed: Path, tmp_path: P
     }[rendezvous]
     nodes = [
         torchrun(
-            ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node_rank), "--max-restarts", "3", *meet],
+            ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node_rank), "--max-restarts", "1", *meet],
             tmp_path / "two", **TINY, overwrite=True,
         )
         for node_rank in (0, 1)
