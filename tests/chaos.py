@@ -42,6 +42,7 @@ OPTIONS: dict[str, Any] = {
     "rank_timeout": 6,
     "node_timeout": 6,
     "grace_seconds": 30,
+    "rendezvous_timeout": 20,
 }
 BOUND_SECONDS = 60.0
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL, signal.SIGSTOP]
