@@ -79,6 +79,8 @@ class Training:
                 stopped, failed, wanted = agreement.end(state.step, self._guarded(metrics))
                 if failed:
                     self._fail(agreement, micro_batches)
+                if self.snapshots is not None:
+                    self.snapshots.raise_failure()
                 last = state.step == options.n_train_iters
                 if due(state.step, options.log_freq) or last:
                     self._log(metrics, progress)

@@ -108,6 +108,8 @@ class Network:
         self.clear()
         for host in self.hosts:
             subprocess.run(["ip", "netns", "del", host], capture_output=True, check=False)
+            # A namespace lives on, and with it the link, until its last process has gone.
+            subprocess.run(["ip", "link", "del", f"sf-{host}"], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
 
 
