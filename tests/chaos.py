@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -201,14 +202,18 @@ def network_round(generator: random.Random, workdir: Path, hosts: Network, secon
 
 def start_on(hosts: Network, workdir: Path) -> list[subprocess.Popen[str]]:
     commands = []
+    # As many threads as a rank of the undisturbed run has on one host: sums depend on them in the last bit.
+    threads = max(1, len(os.sched_getaffinity(0)) // len(hosts.hosts))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     for node_rank, host in enumerate(hosts.hosts):
         words = arguments(
             workdir, **OPTIONS, n_gpus_per_node=1, n_nodes=2, node_rank=node_rank, master_address=hosts.address("node1")
         )
         commands.append(
             subprocess.Popen(
-                hosts.command(host, words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-            )
+                hosts.command(host, words), cwd=ROOT, env=environment, text=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
         )
     return commands
 
