@@ -211,9 +211,13 @@ def start_on(hosts: Network, workdir: Path) -> list[subprocess.Popen[str]]:
         )
         commands.append(
             subprocess.Popen(
-                hosts.command(host, words), cwd=ROOT, env=environment, text=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                hosts.command(host, words),
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
         )
     return commands
 

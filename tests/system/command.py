@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,10 +51,12 @@ def run(workdir: Path, expect: int = 0, **options: Any) -> str:
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     """The rank processes of a running command."""
     found = {}
-    for child in psutil.Process(process.pid).children():
-        environment = child.environ()
-        if "RANK" in environment:
-            found[int(environment["RANK"])] = child
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may be ending
+        for child in psutil.Process(process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                environment = child.environ()
+                if "RANK" in environment:
+                    found[int(environment["RANK"])] = child
     return found
 
 
