@@ -33,7 +33,7 @@ from util.run_file import read_run_file
 OPTIONS: dict[str, Any] = {
     "config": "configs/smoke/tiny.txt",
     "device": "cpu",
-    "n_train_iters": 30,
+    "n_train_iters": 80,
     "total_batch_size": 12,
     "snapshot_freq": 3,
     "log_freq": 1,
