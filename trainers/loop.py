@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,9 @@ class Training:
     snapshots: SnapshotWriter | None
     interval: SnapshotInterval | None
     saved_step: int = -1
-    _since: tuple[float, int] = field(default=(0.0, 0))
+    _first_step: int = 0
+    _since: tuple[float, int] = (0.0, 0)
+    _recent: deque[tuple[int, list[MicroBatch]]] = field(default_factory=lambda: deque(maxlen=3))
 
     def run(self) -> None:
         """Train until ``n_train_iters``.
@@ -67,6 +70,7 @@ class Training:
         agreement = Agreement(self.distributed, self.stop)
         progress = Progress("training", options.n_train_iters, state.step, "step", self.distributed.is_main)
         self._since = (time.perf_counter(), state.step)
+        self._first_step = state.step
         self.log.status(state="training", step=state.step, n_train_iters=options.n_train_iters)
         try:
             if state.step > 0:
@@ -76,9 +80,10 @@ class Training:
                 torch.manual_seed(self._dropout_seed(state.step))
                 agreement.begin(self.interval is not None and self.interval.due())
                 metrics = self.method.train_step(micro_batches)
+                self._recent.append((state.step, micro_batches))
                 stopped, failed, wanted = agreement.end(state.step, self._guarded(metrics))
                 if failed:
-                    self._fail(agreement, micro_batches)
+                    self._fail(agreement)
                 if self.snapshots is not None:
                     self.snapshots.raise_failure()
                 last = state.step == options.n_train_iters
@@ -89,7 +94,7 @@ class Training:
                     wanted = due(state.step, options.snapshot_freq, options.snapshot_threshold)
                 if keep or stopped or wanted:
                     if agreement.settle():
-                        self._fail(agreement, micro_batches)
+                        self._fail(agreement)
                     self._snapshot(keep)
                 if stopped:
                     raise Preempted("stopped at a step boundary")
@@ -97,6 +102,8 @@ class Training:
                 progress.show(state.step)
         except Preempted:
             if self.saved_step != state.step:
+                if agreement.settle():
+                    self._fail(agreement)
                 self._snapshot(keep=False)
             raise
         finally:
@@ -113,7 +120,7 @@ class Training:
         scaled = self.method.state.scaler is not None
         return {name: value for name, value in metrics.items() if not (scaled and name == "gradient_norm")}
 
-    def _fail(self, agreement: Agreement, micro_batches: list[MicroBatch]) -> None:
+    def _fail(self, agreement: Agreement) -> None:
         """Dump what is needed to look into a non-finite term, and end the run."""
         failures = agreement.failures()
         step, rank, terms = failures[0]
@@ -122,6 +129,8 @@ class Training:
         path = folder / f"step_{step}_rank_{self.distributed.rank}.pt"
         if any(entry[1] == self.distributed.rank for entry in failures):
             folder.mkdir(parents=True, exist_ok=True)
+            # The ranks learn of a failure up to two steps later; what is wanted is the batch of that step.
+            micro_batches = dict(self._recent)[step]
             dump = {
                 "step": step,
                 "rank": self.distributed.rank,
@@ -133,7 +142,7 @@ class Training:
             torch.save(dump, path)
         raise RunFailed(
             f"non-finite training term '{name}' = {terms[name]} at step {step} on rank {rank}; the last good snapshot "
-            f"is step {max(self.saved_step, 0)}, the diagnostic dump is in {folder}"
+            f"is step {max(self.saved_step, self._first_step)}, the diagnostic dump is in {folder}"
         )
 
     def _log(self, metrics: dict[str, torch.Tensor], progress: Progress) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.system.command import kill_all, ranks_of, run, snapshot, start, state_differences, wait_until
 from util.run_file import read_run_file
@@ -144,7 +145,12 @@ def test_non_finite_loss_names_step_rank_and_term(tmp_path: Path) -> None:
     output = run(tmp_path / "run", expect=1, **options, n_gpus_per_node=2)
     found = re.search(r"non-finite training term '(\w+)' = (nan|inf) at step (\d+) on rank (\d)", output)
     assert found, output
-    assert list((tmp_path / "run/diagnostics").glob(f"step_{found[3]}_rank_*.pt"))
+    step = int(found[3])
+    dumps = list((tmp_path / "run/diagnostics").glob(f"step_{step}_rank_*.pt"))
+    assert dumps
+    for path in dumps:
+        dump = torch.load(path, weights_only=True)
+        assert {int(position) // 16 for part in dump["positions"] for position in part} == {step - 1}
     assert snapshot(tmp_path / "run")["step"] < int(found[3])
     for value in snapshot(tmp_path / "run")["networks"]["score"].values():
         assert value.isfinite().all()
