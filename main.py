@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     from launch.worker import run_rank
     from trainers.run import train
 
-    return run_rank(config, place, {"train": train, "continue": train, "eval": evaluate}[config.run.mode])
+    return run_rank(config, place, train if config.run.trains else evaluate)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from evaluators.detectors import load_detector
 from evaluators.fid import evaluate_fid, reference_statistics
 from evaluators.job import Job, record_result
-from evaluators.likelihood import Quantity, evaluate_likelihood
+from evaluators.likelihood import evaluate_likelihood
 from evaluators.loss import evaluate_loss
 from evaluators.pictures import check_two_dimensional, density_picture
-from evaluators.samples import evaluate_samples
+from evaluators.samples import evaluate_samples, evaluate_trajectory
 from trainers.method import Method
 from util.data.dataset import Dataset
 from util.distributed import Distributed
@@ -27,13 +27,16 @@ class EvaluationSettings:
     Attributes:
         seed: of all evaluation noise.
         eval_loss: the training objective on the test set.
-        eval_likelihood: NELBO or NLL on the test set.
+        eval_likelihood: NELBO and NLL on the test set.
         eval_sample: samples, and a picture of them.
         eval_fid: the Frechet distance to the training set.
         eval_density: a picture of the model's density (points in two dimensions).
-        likelihood: which of the method's two likelihoods ``eval_likelihood`` and ``eval_density`` use.
+        eval_trajectory: pictures of how samples come about.
+        likelihoods: which of the method's likelihoods ``eval_likelihood`` computes; empty is all of them.
+        n_repeats: times that ``eval_likelihood`` evaluates each item.
         n_test_items: test items for loss and likelihood; None is all of them, 10,000 of an endless set.
         n_samples: samples for ``eval_sample``.
+        n_trajectories: samples for ``eval_trajectory``.
         n_fid_samples: samples for ``eval_fid``.
         n_density_points: places along each axis for ``eval_density``.
         testing_batch_size: items of one chunk where data are evaluated.
@@ -52,9 +55,12 @@ class EvaluationSettings:
     eval_sample: bool = False
     eval_fid: bool = False
     eval_density: bool = False
-    likelihood: Quantity = "nelbo"
+    eval_trajectory: bool = False
+    likelihoods: Sequence[str] = ()
+    n_repeats: int = 1
     n_test_items: int | None = None
     n_samples: int = 64
+    n_trajectories: int = 8
     n_fid_samples: int = 50_000
     n_density_points: int = 100
     testing_batch_size: int = 64
@@ -94,8 +100,8 @@ def run_evaluations(
         checkpoint_digest: what tells models of the same step apart.
 
     Returns:
-        On every rank, the entries of ``results.json`` made by this call: ``loss``, ``nelbo`` or
-        ``negative_log_likelihood``, ``samples``, ``fid``, ``density``.
+        On every rank, the entries of ``results.json`` made by this call: ``loss``, those of
+        ``method.likelihoods``, ``samples``, ``trajectory``, ``fid``, ``density``.
 
     Raises:
         Preempted: on every rank, when one was told to stop; finished chunks are kept.
@@ -108,6 +114,12 @@ def run_evaluations(
     )  # fmt: skip
     if settings.eval_density:
         check_two_dimensional(test_dataset)
+    trajectory = method.trajectory
+    if settings.eval_trajectory and trajectory is None:
+        raise UsageError("--trajectory: this system does not draw how samples come about; leave it out")
+    unknown = [name for name in settings.likelihoods if name not in method.likelihoods]
+    if unknown:
+        raise UsageError(f"--eval_quantities {unknown[0]}: this model has {', '.join(method.likelihoods)}")
     detector = None
     if settings.eval_fid:
         if not train_dataset.is_image:
@@ -131,17 +143,22 @@ def run_evaluations(
     if settings.eval_loss:
         keep("loss", evaluate_loss(job, method, test_dataset, n_test_items, testing_batch_size))
     if settings.eval_likelihood:
-        name = "nelbo" if settings.likelihood == "nelbo" else "negative_log_likelihood"
-        entry = evaluate_likelihood(
-            job, method, test_dataset, settings.likelihood, n_test_items, testing_batch_size
-        )
-        keep(name, entry)
+        for name in settings.likelihoods or method.likelihoods:
+            entry = evaluate_likelihood(
+                job, method, test_dataset, name, n_test_items, testing_batch_size, settings.n_repeats
+            )
+            keep(name, entry)
     if settings.eval_sample:
         entry = evaluate_samples(
             job, method, test_dataset, settings.n_samples, settings.sampling_batch_size,
             settings.published_behaviour,
         )  # fmt: skip
         keep("samples", entry)
+    if settings.eval_trajectory and trajectory is not None:
+        entry = evaluate_trajectory(
+            job, trajectory, settings.n_trajectories, settings.sampling_batch_size, settings.published_behaviour
+        )
+        keep("trajectory", entry)
     if detector is not None:
         entry = evaluate_fid(
             job, method, detector, reference, settings.n_fid_samples, settings.sampling_batch_size,
@@ -150,7 +167,7 @@ def run_evaluations(
         keep("fid", entry)
     if settings.eval_density:
         entry = density_picture(
-            job, method, test_dataset, settings.likelihood, settings.n_density_points, testing_batch_size
+            job, method, test_dataset, settings.n_density_points, testing_batch_size
         )
         keep("density", entry)
     return distributed.broadcast(entries)

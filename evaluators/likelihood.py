@@ -1,51 +1,54 @@
-"""Negative log-likelihood, or the bound on it, of held-out data."""
+"""Negative log-likelihoods, and bounds on them, of held-out data."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from evaluators.job import Job, dataset_fingerprint, mean_and_standard_error, n_test_items, nfe_entry
-from trainers.method import LogLikelihood, Method
+from trainers.method import Method
 from util.data.dataset import Dataset
-from util.noise import Noise
-
-Quantity = Literal["nelbo", "log_likelihood"]
-"""Which of a method's two: the bound or the likelihood itself. Both are negative logarithms."""
 
 _TERM = "term/"
 
 
 def evaluate_likelihood(
-    job: Job, method: Method, dataset: Dataset, quantity: Quantity, n_items: int | None, chunk_size: int
+    job: Job, method: Method, dataset: Dataset, name: str, n_items: int | None, chunk_size: int, n_repeats: int = 1
 ) -> dict[str, Any] | None:
-    """Mean NELBO or NLL over the first ``n_items`` of a data set (None: all), and of each of its terms.
+    """Mean of one of the method's likelihoods over the first ``n_items`` of a data set (None: all), and of each of
+    its terms.
+
+    Args:
+        job: the snapshot and the ranks.
+        method: the model.
+        dataset: data to evaluate on.
+        name: which of ``method.likelihoods``.
+        n_items: number of items.
+        chunk_size: items of one chunk.
+        n_repeats: times that each item is evaluated, every time with noise of its own.
 
     Returns:
-        The entry for ``results.json`` on rank 0, None elsewhere. Values are in the method's unit; NFE is the
-        mean over chunks, and their sum.
+        The entry for ``results.json`` on rank 0, None elsewhere. Values are in the method's unit; the standard error
+        is that of the mean over items; NFE is the mean over chunks, and their sum.
     """
+    n_items = n_test_items(dataset, n_items)
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        noise = job.noise("evaluate likelihood", indices)
-        likelihood = evaluate_quantity(method, quantity, job.read(dataset, indices), noise)
-        terms = {f"{_TERM}{name}": term.double() for name, term in likelihood.terms.items()}
+        batch = job.read(dataset, indices % n_items)
+        likelihood = method.likelihoods[name](batch, job.noise("evaluate likelihood", indices))
+        terms = {f"{_TERM}{term}": values.double() for term, values in likelihood.terms.items()}
         n_evaluations = torch.tensor(likelihood.n_evaluations)
         return {"value": likelihood.value.double(), **terms, "n_evaluations": n_evaluations}
 
-    n_items = n_test_items(dataset, n_items)
-    arrays, seconds = job.run(quantity, n_items, chunk_size, compute, data=dataset_fingerprint(dataset))
+    settings = {"data": dataset_fingerprint(dataset), "n_repeats": n_repeats}
+    arrays, seconds = job.run(name, n_items * n_repeats, chunk_size, compute, **settings)
     if arrays is None:
         return None
-    terms = {name: array for name, array in arrays.items() if name.startswith(_TERM)}
+    terms = {key: array for key, array in arrays.items() if key.startswith(_TERM)}
     return {
-        **mean_and_standard_error(arrays["value"]),
+        **mean_and_standard_error(arrays["value"].reshape(n_repeats, n_items).mean(axis=0)),
         "unit": method.unit,
-        "terms": {name.removeprefix(_TERM): float(array.mean()) for name, array in terms.items()},
+        "terms": {key.removeprefix(_TERM): float(array.mean()) for key, array in terms.items()},
+        "n_repeats": n_repeats,
         **nfe_entry(arrays["n_evaluations"]),
         **job.account(n_items, chunk_size, seconds),
     }
-
-
-def evaluate_quantity(method: Method, quantity: Quantity, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
-    """The one of the method's two likelihoods that is asked for."""
-    return method.nelbo(batch, noise) if quantity == "nelbo" else method.log_likelihood(batch, noise)

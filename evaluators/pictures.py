@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from evaluators.job import N_ITEMS_OF_ENDLESS_SET, Job, dataset_fingerprint, nfe_entry
-from evaluators.likelihood import Quantity, evaluate_quantity
 from trainers.method import Method
 from util.data.dataset import Dataset
 from util.errors import UsageError
@@ -48,15 +47,14 @@ def histogram_picture(samples: np.ndarray, data: np.ndarray) -> np.ndarray:
 
 
 def density_picture(
-    job: Job, method: Method, dataset: Dataset, quantity: Quantity, n_points: int, chunk_size: int
+    job: Job, method: Method, dataset: Dataset, n_points: int, chunk_size: int
 ) -> dict[str, Any] | None:
-    """Write ``density.png``: exp(-NELBO) or exp(-NLL) on a grid of places over the range of the data.
+    """Write ``density.png``: exp(-NLL), or exp(-NELBO), on a grid of places over the range of the data.
 
     Args:
         job: the snapshot and the ranks.
-        method: the model, of points in two dimensions, with values in nats.
+        method: the model, of points in two dimensions, with values in nats; its tightest likelihood is drawn.
         dataset: test data, for the range.
-        quantity: which of the method's likelihoods to draw.
         n_points: places along each axis.
         chunk_size: places evaluated at a time.
 
@@ -70,16 +68,17 @@ def density_picture(
     check_two_dimensional(dataset)
     lowest, highest = picture_range(dataset.read(np.arange(dataset.length or N_ITEMS_OF_ENDLESS_SET)).numpy())
     cell = (highest - lowest) / n_points
+    name, likelihood_of = list(method.likelihoods.items())[-1]
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
         place = torch.stack([indices // n_points, indices % n_points], dim=1)
         batch = (lowest + (place.double() + 0.5) * cell).float().to(job.distributed.device)
-        likelihood = evaluate_quantity(method, quantity, batch, job.noise("evaluate density", indices))
+        likelihood = likelihood_of(batch, job.noise("evaluate density", indices))
         n_evaluations = torch.tensor(likelihood.n_evaluations)
         return {"negative_log_density": likelihood.value.double(), "n_evaluations": n_evaluations}
 
     arrays, seconds = job.run(
-        "density", n_points**2, chunk_size, compute, quantity=quantity, data=dataset_fingerprint(dataset)
+        "density", n_points**2, chunk_size, compute, quantity=name, data=dataset_fingerprint(dataset)
     )
     if arrays is None:
         return None
@@ -90,7 +89,7 @@ def density_picture(
     return {
         "value": float(density.sum()) * cell**2,
         "unit": "probability in the picture",
-        "quantity": quantity,
+        "quantity": name,
         "range": [lowest, highest],
         **nfe_entry(arrays["n_evaluations"]),
         **job.account(n_points**2, chunk_size, seconds),

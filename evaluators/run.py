@@ -1,4 +1,4 @@
-"""``--mode eval``: a snapshot, and everything asked of it."""
+"""``--mode eval`` and ``sample``: a snapshot, and everything asked of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> Non
         checkpoints = config.workdir / "checkpoints"
         path = choose_snapshot(checkpoints, config.evaluation.ckpt_file, "--ckpt_file")
         if path is None:
-            raise UsageError(f"--mode eval: no intact snapshot in {checkpoints}; name one with --ckpt_file")
+            raise UsageError(
+                f"--mode {config.run.mode}: no intact snapshot in {checkpoints}; name one with --ckpt_file"
+            )
         return path, inspect_snapshot(path).sha256
 
     path, digest = distributed.from_main(choose)
@@ -45,8 +47,8 @@ def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> Non
     stop.listen()  # from here on there is something to keep, and every chunk looks at the request
     try:
         results = run_evaluations(
-            method, datasets["train"], datasets["test"], settings_from(config), folder, distributed, stop,
-            method.state.step, digest,
+            method, datasets["train"], datasets[config.evaluation.eval_split], settings_from(config), folder,
+            distributed, stop, method.state.step, digest,
         )  # fmt: skip
     except Preempted as stopped:
         logger.info("%s; the same command goes on from here", stopped)

@@ -1,5 +1,6 @@
 """Samples of a model, as a file of arrays and as a picture."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from evaluators.pictures import histogram_picture
 from trainers.method import Method
 from util.data.dataset import Dataset
 from util.errors import RunFailed
-from util.images import make_grid, save_png, to_uint8
+from util.images import make_grid, make_strips, save_png, to_uint8
+from util.noise import Noise
 
 N_IMAGES_OF_GRID = 64
 
@@ -38,6 +40,45 @@ def draw_samples(
     if samples.data.ndim == 4:
         return to_uint8(samples.data, truncate=published_behaviour), samples.n_evaluations
     return samples.data.float(), samples.n_evaluations
+
+
+def evaluate_trajectory(
+    job: Job,
+    trajectory: Callable[[Noise], dict[str, torch.Tensor]],
+    n_samples: int,
+    chunk_size: int,
+    published_behaviour: bool = False,
+) -> dict[str, Any] | None:
+    """Write ``trajectory.npz`` and ``trajectory.png``: how samples come about.
+
+    The file holds the method's arrays by name, uint8 (N, T, H, W, C). In the picture each row is one sample, with the
+    arrays side by side, time running to the right.
+
+    Args:
+        job: the snapshot and the ranks.
+        trajectory: of the model, of images; see ``Method``.
+        n_samples: N.
+        chunk_size: samples drawn at a time.
+        published_behaviour: cut grey levels off as the public code does, instead of rounding them.
+
+    Returns:
+        The entry for ``results.json`` on rank 0, None elsewhere.
+    """
+
+    def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            states = trajectory(job.noise("evaluate sample", indices))
+        return {
+            name: to_uint8(images, truncate=published_behaviour).permute(0, 1, 3, 4, 2).contiguous()
+            for name, images in states.items()
+        }
+
+    arrays, seconds = job.run("trajectory", n_samples, chunk_size, compute, published_behaviour=published_behaviour)
+    if arrays is None:
+        return None
+    save_png(job.folder / "trajectory.png", make_strips(list(arrays.values())))
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    return {"shapes": shapes, **job.account(n_samples, chunk_size, seconds)}
 
 
 def evaluate_samples(

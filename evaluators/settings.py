@@ -15,17 +15,19 @@ def due(step: int, frequency: int, threshold: int = 0) -> bool:
 
 
 def settings_from(config: Config) -> EvaluationSettings:
-    """What ``--mode eval`` was asked for."""
+    """What ``--mode eval`` or ``sample`` was asked for."""
     options, run = config.evaluation, config.run
     statistics = options.fid_statistics
     return EvaluationSettings(
         seed=options.eval_seed,
         eval_loss=options.eval_loss,
         eval_likelihood=options.eval_likelihood,
-        eval_sample=options.eval_sample,
+        eval_sample=options.eval_sample or run.mode == "sample",
         eval_fid=options.eval_fid,
         eval_density=options.eval_density,
-        likelihood="nelbo" if config.process.sde == "cld" else "log_likelihood",
+        eval_trajectory=options.trajectory,
+        likelihoods=[name.strip() for name in options.eval_quantities.split(",") if name.strip()],
+        n_repeats=options.eval_repeats,
         n_test_items=options.eval_n_items or None,
         n_samples=options.eval_n_samples,
         n_fid_samples=options.eval_fid_samples,
@@ -67,6 +69,8 @@ def settings_due(config: Config, step: int, n_test_items: int | None) -> Evaluat
         eval_sample=sample or last,
         eval_fid=fid,
         eval_density=False,
+        eval_trajectory=False,
+        n_repeats=1,
         n_test_items=n_items if n_test_items is None else min(n_items, n_test_items),
         n_fid_samples=options.fid_samples_training,
     )

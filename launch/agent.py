@@ -189,7 +189,7 @@ class Agent:
 
     def _note(self, state: str, reason: str) -> None:
         """Put the end of a training run into run.json."""
-        if self.config.run.mode != "eval":
+        if self.config.run.trains:
             with contextlib.suppress(OSError):  # a full disk must not hide the message
                 update_run_file(self.workdir, state=state, exit_reason=reason)
 

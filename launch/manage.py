@@ -101,7 +101,7 @@ def requeue_run(workdir: Path, nodes: int | None) -> str:
     """
     job = _job_of(workdir)
     config = parse_config(job.arguments)
-    if config.run.mode != "eval" and read_run_file(workdir).get("state") == "finished":
+    if config.run.trains and read_run_file(workdir).get("state") == "finished":
         raise UsageError(f"{workdir} holds a finished run; there is nothing left to do")
     active = _is_active(job)
     if active and nodes is None and job.executor != "local":

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from trainers.cld import ScoreMatching
+from trainers.cld import ScoreMatching, check_cld
 from trainers.method import Method
 from util.config import Config
 from util.distributed import Distributed
 
-SYSTEMS: dict[str, Callable[[Config, Distributed], Method]] = {"cld": ScoreMatching}
+
+@dataclass(frozen=True)
+class System:
+    """One published system.
+
+    Attributes:
+        check: raises UsageError for options that contradict each other, before any work.
+        build: the method, its networks on this rank's device.
+    """
+
+    check: Callable[[Config], None]
+    build: Callable[[Config, Distributed], Method]
+
+
+SYSTEMS: dict[str, System] = {
+    "cld": System(check_cld, ScoreMatching),
+}
 
 
 def build_method(config: Config, distributed: Distributed) -> Method:
@@ -19,4 +36,4 @@ def build_method(config: Config, distributed: Distributed) -> Method:
     if not config.data.is_image and distributed.device.type == "cpu":
         # Threads lose more by waiting for each other than they gain on matrices this small.
         torch.set_num_threads(1)
-    return SYSTEMS[config.run.system](config, distributed)
+    return SYSTEMS[config.run.system].build(config, distributed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from diffusion.ode import check_solver
-from trainers.cld import make_process, network_settings
+from trainers.build import SYSTEMS
 from util.config import Config
 from util.errors import UsageError
 
@@ -19,40 +19,29 @@ def check_config(config: Config, world_size: int) -> None:
     Raises:
         UsageError: one line that says which options contradict each other and what to change.
     """
-    make_process(config)
     _check_data(config)
     _check_sampling(config)
-    objective = config.objective
-    if objective.importance_sampling and objective.weighting != "likelihood":
-        raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
-    if config.run.mode == "eval":
-        _check_evaluation(config)
-    else:
+    SYSTEMS[config.run.system].check(config)
+    if config.run.trains:
         _check_batches(config, world_size)
+    else:
+        _check_evaluation(config)
 
 
 def _check_data(config: Config) -> None:
-    data, network = config.data, config.network.name
+    data = config.data
     if data.is_image and data.dataset in GENERATED:
         raise UsageError(f"--dataset {data.dataset} has points, not images; set is_image = false and name = mlp")
     if not data.is_image and data.dataset not in GENERATED:
         raise UsageError(f"--dataset {data.dataset} has images; set is_image = true and name = ncsnpp")
     if not data.is_image and data.data_dim != 2:
         raise UsageError(f"--data_dim {data.data_dim}: {data.dataset} has points of dimension 2; set data_dim = 2")
-    if data.is_image and network != "ncsnpp":
-        raise UsageError(f"--name {network} does not take images; use --name ncsnpp")
-    if not data.is_image and network != "mlp":
-        raise UsageError(f"--name {network} does not take points; use --name mlp")
-    if data.is_image:
-        network_settings(config)
     if data.random_flip and not data.is_image:
         raise UsageError("--random_flip: points cannot be flipped; leave it out")
 
 
 def _check_sampling(config: Config) -> None:
     sampling, likelihood = config.sampling, config.likelihood
-    if sampling.sampling_method == "sscs" and config.process.sde != "cld":
-        raise UsageError(f"--sampling_method sscs needs a velocity; use em or ode with --sde {config.process.sde}")
     check_solver(sampling.sampling_solver, sampling.sampling_n_steps or None)
     check_solver(likelihood.likelihood_solver, likelihood.likelihood_n_steps or None)
     if likelihood.likelihood_hutchinson_type == "exact" and config.data.is_image:
@@ -87,8 +76,8 @@ def n_micro_batches(config: Config, world_size: int) -> int:
 
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
-    wanted = ("eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_density")
-    if not any(getattr(evaluation, name) for name in wanted):
+    wanted = ("eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_density", "trajectory")
+    if config.run.mode == "eval" and not any(getattr(evaluation, name) for name in wanted):
         raise UsageError("--mode eval: say what, with " + ", ".join(f"--{name}" for name in wanted))
     folder = PurePosixPath(evaluation.eval_folder)
     if not folder.name or folder.is_absolute() or ".." in folder.parts or folder.parts[0] in _OWN_FOLDERS:

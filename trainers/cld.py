@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
 from diffusion.cld import CriticallyDampedLangevin
@@ -21,16 +20,16 @@ from diffusion.process import Process, initial_state, state_shape
 from diffusion.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.score import make_score
 from diffusion.vp import VariancePreserving
-from models.mlp import MLP
-from models.ncsnpp import NCSNpp, NCSNppSettings
+from trainers.gradients import GradientReducer
 from trainers.method import LogLikelihood, Samples
+from trainers.networks import check_score_network, make_score_network
 from trainers.state import TrainingState
-from trainers.update import Updater, with_autocast
+from trainers.update import make_scaler, make_updater, update, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import UsageError
-from util.noise import Noise, derive_seed
+from util.noise import Noise
 
 
 def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreserving:
@@ -43,44 +42,15 @@ def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreservin
     return CriticallyDampedLangevin(schedule, options.m_inv, options.gamma, options.numerical_eps, objective)
 
 
-def network_settings(config: Config) -> NCSNppSettings:
-    """Settings of an image network; making them checks them.
-
-    Raises:
-        UsageError: settings that cannot work together.
-    """
-    options, channels = config.network, config.data.image_channels
-    return NCSNppSettings(
-        in_channels=channels * (2 if config.process.sde == "cld" else 1),
-        out_channels=channels,
-        image_size=config.data.image_size,
-        n_channels=options.n_channels,
-        ch_mult=tuple(options.ch_mult),
-        n_resblocks=options.n_resblocks,
-        attn_resolutions=tuple(options.attn_resolutions),
-        use_fir=options.use_fir,
-        fir_kernel=tuple(options.fir_kernel),
-        progressive_input=options.progressive_input,
-        embedding_type=options.embedding_type,
-        fourier_scale=options.fourier_scale,
-        dropout=options.dropout,
-        init_scale=options.init_scale,
-    )
-
-
-def make_network(config: Config) -> nn.Module:
-    """The network on the CPU, its initial weights a function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.run.seed, "initial weights"))
-        if config.network.name == "ncsnpp":
-            return NCSNpp(network_settings(config))
-        dimension = config.data.data_dim
-        return MLP(
-            in_features=dimension * (2 if config.process.sde == "cld" else 1),
-            out_features=dimension,
-            n_hidden=config.network.n_hidden,
-            n_layers=config.network.n_layers,
-        )
+def check_cld(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    make_process(config)
+    check_score_network(config)
+    objective, sampling = config.objective, config.sampling
+    if sampling.sampling_method == "sscs" and config.process.sde != "cld":
+        raise UsageError(f"--sampling_method sscs needs a velocity; use em or ode with --sde {config.process.sde}")
+    if objective.importance_sampling and objective.weighting != "likelihood":
+        raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
 
 
 class ScoreMatching:
@@ -90,6 +60,8 @@ class ScoreMatching:
         config: checked.
         distributed: this process's place.
     """
+
+    trajectory = None
 
     def __init__(self, config: Config, distributed: Distributed) -> None:
         self.config = config
@@ -107,16 +79,18 @@ class ScoreMatching:
         self._importance = (
             ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
         )
-        self.network = make_network(config).to(self.device)
-        if self.is_image and self.device.type == "cuda":
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.updater = Updater(self.network, config.optimization, distributed)
+        factor = 2 if config.process.sde == "cld" else 1
+        self.network = make_score_network(config, factor * self.data_shape[0], self.data_shape[0], self.device)
+        self.updater = make_updater(self.network, config.optimization)
+        self._reducer = GradientReducer(self.network.parameters(), distributed)
         self.state = TrainingState(
             networks={"score": self.network},
             emas={"score": self.updater.ema},
             optimizers={"score": self.updater.optimizer},
-            scaler=self.updater.scaler,
+            scaler=make_scaler(config.optimization, self.device),
         )
+        name = "nelbo" if self.process.velocity_variance is not None else "negative_log_likelihood"
+        self.likelihoods = {name: self.negative_log_likelihood}
         training_network: Callable[..., torch.Tensor] = self.network
         if config.optimization.compile:
             training_network = torch.compile(self.network)
@@ -176,7 +150,8 @@ class ScoreMatching:
             losses = self._loss(self._training_score, batch.data, noise)
             return (losses.sum() / self.config.training.total_batch_size).float()
 
-        metrics = self.updater.step([partial(loss_of, batch) for batch in micro_batches], step)
+        losses = [partial(loss_of, batch) for batch in micro_batches]
+        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
         self.state.step += 1
         return metrics
 
@@ -218,7 +193,7 @@ class ScoreMatching:
         data = state[:, : self.data_shape[0]].float()
         return Samples(self.scale.to_unit_interval(data) if self.is_image else data, n_evaluations)
 
-    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+    def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """-log p(x), or with a velocity the bound on it, through the probability-flow equation.
 
         Images are dequantized uniformly; the velocity and the trace estimator's probe are drawn once.
@@ -246,13 +221,3 @@ class ScoreMatching:
             terms = in_bits_per_dimension(terms, x[0].numel(), self.scale)
         value = torch.stack(list(terms.values())).sum(0)
         return LogLikelihood(value, terms, likelihood.n_evaluations)
-
-    def log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
-        """-log p(x) of a process without velocity.
-
-        Raises:
-            UsageError: with a velocity only the bound is known.
-        """
-        if self.process.velocity_variance is not None:
-            raise UsageError("--sde cld has a bound on the likelihood, not the likelihood itself; evaluate the NELBO")
-        return self.nelbo(batch, noise)

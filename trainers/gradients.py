@@ -32,13 +32,13 @@ class _Bucket:
 
 
 class GradientReducer:
-    """Sums the gradients of one network over all ranks.
+    """Sums the gradients of one network, or of several with one objective, over all ranks.
 
     Call ``begin`` before the backward pass of a step's last micro-batch and ``finish`` after it. A parameter that had
     no gradient on this rank counts as zero and keeps ``grad=None``.
 
     Args:
-        parameters: those of one network, in their order; frozen ones are left out.
+        parameters: in an order that is the same on all ranks; frozen ones are left out.
         distributed: with a single rank nothing is done.
         bucket_bytes: gradients are sent in pieces of about this size.
     """
@@ -46,6 +46,8 @@ class GradientReducer:
     def __init__(
         self, parameters: Iterable[nn.Parameter], distributed: Distributed, bucket_bytes: int = BUCKET_BYTES
     ) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.world_size = distributed.world_size
         self.buckets: list[_Bucket] = []
         self.active = False
         self.next_bucket = 0
@@ -53,7 +55,7 @@ class GradientReducer:
             return
         waiting: list[nn.Parameter] = []
         # The backward pass ends with the first parameters, so the last ones are ready to be sent first.
-        for parameter in reversed([parameter for parameter in parameters if parameter.requires_grad]):
+        for parameter in reversed(self.parameters):
             if waiting and parameter.dtype != waiting[0].dtype:
                 self._add_bucket(waiting)
                 waiting = []
@@ -75,6 +77,11 @@ class GradientReducer:
 
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(ready)
+
+    def zero_gradients(self) -> None:
+        """Forget the gradients of the last backward pass."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def begin(self) -> None:
         """From here on gradients are sent as soon as they are complete."""

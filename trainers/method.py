@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +52,19 @@ class Method(Protocol):
 
     state: TrainingState
     unit: str
-    """Unit of ``nelbo`` and ``log_likelihood`` values: "bits/dim" or "nats"."""
+    """Unit of likelihoods: "bits/dim" or "nats"."""
+
+    @property
+    def likelihoods(self) -> Mapping[str, Callable[[torch.Tensor, Noise], LogLikelihood]]:
+        """By the name in ``results.json``, from (batch, noise): "nelbo", an upper bound on the negative log-likelihood,
+        "negative_log_likelihood", and whatever else the method has; the tightest last."""
+        ...
+
+    @property
+    def trajectory(self) -> Callable[[Noise], dict[str, torch.Tensor]] | None:
+        """How samples come about, where the method can show it: by name, images float (B, T, C, H, W) in [0, 1], the
+        finished ones last."""
+        ...
 
     def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
         """One or several optimiser updates, after which ``state.step`` is one more.
@@ -69,10 +82,3 @@ class Method(Protocol):
         """One sample for each entry of ``noise``."""
         ...
 
-    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
-        """An upper bound on the negative log-likelihood."""
-        ...
-
-    def log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
-        """The negative log-likelihood itself, where the method has one."""
-        ...

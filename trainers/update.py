@@ -1,14 +1,15 @@
-"""One optimiser update of one network, the same for every system."""
+"""Optimiser updates: gradients of an objective, and what is done with them. The same for every system."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from trainers.gradients import GradientReducer
-from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage
 from util.optimization import clip_gradients, make_optimizer, warmed_up_learning_rate
 from util.options import OptimizationOptions
@@ -16,66 +17,113 @@ from util.options import OptimizationOptions
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass
 class Updater:
-    """Optimiser, average, loss scale and gradient exchange of one network.
+    """How one network is updated.
 
-    Args:
+    Attributes:
         network: on its device.
-        options: learning rate, clipping, precision and so on.
-        distributed: gradients are summed over its ranks.
+        optimizer: of its parameters.
+        ema: of its parameters.
+        learning_rate: from the number of completed steps.
+        grad_clip: largest global gradient norm; 0 is no clipping.
     """
 
-    def __init__(self, network: nn.Module, options: OptimizationOptions, distributed: Distributed) -> None:
-        self.network = network
-        self.options = options
-        self.distributed = distributed
-        self.optimizer = make_optimizer(
-            options.optimizer, network.parameters(), options.learning_rate, options.weight_decay
-        )
-        self.ema = ExponentialMovingAverage(network.named_parameters(), options.ema_rate)
-        self.reducer = GradientReducer(network.parameters(), distributed)
-        loss_scaling = options.autocast_train and options.autocast_dtype == "fp16"
-        self.scaler = torch.amp.GradScaler(distributed.device.type) if loss_scaling else None
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage
+    learning_rate: Callable[[int], float]
+    grad_clip: float
 
-    def step(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> dict[str, torch.Tensor]:
-        """Backward over micro-batches, sum over ranks, clip, warm up, update, average.
+    def apply(self, step: int, scaler: torch.amp.GradScaler | None = None) -> dict[str, torch.Tensor]:
+        """Clip, set the learning rate, update, average.
 
         Args:
-            losses: one for each micro-batch; the sum over micro-batches and ranks is the objective.
-            step: number of completed steps, which sets the learning rate.
+            step: number of completed steps.
+            scaler: of the backward pass; the caller updates it after the last network.
 
         Returns:
-            ``loss`` (times the number of ranks, so that its mean over ranks is the objective), ``gradient_norm``
-            before clipping, ``learning_rate``.
+            ``gradient_norm`` before clipping, ``learning_rate``.
         """
-        self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.distributed.device)
-        for index, loss_of in enumerate(losses):
-            loss = loss_of()
-            total = total + loss.detach()
-            if index == len(losses) - 1:
-                self.reducer.begin()
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        self.reducer.finish()
-
-        learning_rate = warmed_up_learning_rate(self.options.learning_rate, self.options.n_warmup_iters, step)
+        learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        limit = self.options.grad_clip or float("inf")
-        gradient_norm = clip_gradients(self.network.parameters(), limit)
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        gradient_norm = clip_gradients(self.network.parameters(), self.grad_clip or float("inf"))
+        if scaler is not None:
+            scaler.step(self.optimizer)
         else:
             self.optimizer.step()
         self.ema.update()
         return {
-            "loss": total * self.distributed.world_size,
             "gradient_norm": gradient_norm.detach(),
             "learning_rate": torch.tensor(learning_rate, dtype=torch.float64),
         }
+
+
+def make_updater(network: nn.Module, options: OptimizationOptions) -> Updater:
+    """An updater of the whole network by the general options."""
+    return Updater(
+        network,
+        make_optimizer(options.optimizer, network.parameters(), options.learning_rate, options.weight_decay),
+        ExponentialMovingAverage(network.named_parameters(), options.ema_rate),
+        partial(warmed_up_learning_rate, options.learning_rate, options.n_warmup_iters),
+        options.grad_clip,
+    )
+
+
+def make_scaler(options: OptimizationOptions, device: torch.device) -> torch.amp.GradScaler | None:
+    """The loss scale that float16 training needs, shared by all networks of a method; None without it."""
+    needed = options.autocast_train and options.autocast_dtype == "fp16"
+    return torch.amp.GradScaler(device.type) if needed else None
+
+
+def backward(
+    losses: Sequence[Callable[[], torch.Tensor]],
+    reducer: GradientReducer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> torch.Tensor:
+    """New gradients of the reducer's parameters: backward over micro-batches, summed over ranks.
+
+    Args:
+        losses: one for each micro-batch; the sum over micro-batches and ranks is the objective.
+        reducer: of all parameters that the objective has gradients for, of one network or several.
+        scaler: loss scale.
+
+    Returns:
+        This rank's part of the objective, times the number of ranks: its mean over ranks is the objective.
+    """
+    reducer.zero_gradients()
+    total = None
+    for index, loss_of in enumerate(losses):
+        loss = loss_of()
+        total = loss.detach() if total is None else total + loss.detach()
+        if index == len(losses) - 1:
+            reducer.begin()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    reducer.finish()
+    assert total is not None
+    return total * reducer.world_size
+
+
+def update(
+    losses: Sequence[Callable[[], torch.Tensor]],
+    updater: Updater,
+    reducer: GradientReducer,
+    step: int,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, torch.Tensor]:
+    """One update of one network: ``backward``, then ``apply``.
+
+    Returns:
+        ``loss``, whose mean over ranks is the objective, ``gradient_norm``, ``learning_rate``.
+    """
+    loss = backward(losses, reducer, scaler)
+    metrics = updater.apply(step, scaler)
+    if scaler is not None:
+        scaler.update()
+    return {"loss": loss, **metrics}
 
 
 def with_autocast(

@@ -19,21 +19,26 @@ class ExponentialMovingAverage:
     The n-th update (n = 1, 2, ...) is shadow <- shadow - (1 - d) (shadow - parameter) with the warm-up rule
     d = min(decay, (1 + n) / (10 + n)) of the score-based models of Song et al. (arXiv 2011.13456) and of CLD
     (Dockhorn et al., arXiv 2112.07068), so a decay of 0.9999 is reached after about 90,000 updates. Shadows
-    begin as copies of the parameters and have their dtype, device and memory format.
+    begin as copies of the parameters and have their dtype, device and memory format. Without the warm-up rule d is
+    ``decay`` from the first update on, as in ScoreFlow (arXiv 2101.09258) and VDM (arXiv 2107.00630).
 
     Args:
         named_parameters: e.g. ``network.named_parameters()`` of the network without a data-parallel wrapper,
             already on its device; parameters with ``requires_grad=False`` are left out.
         decay: the largest d, in [0, 1].
+        warm_up: use the warm-up rule.
 
     Raises:
         UsageError: if the decay is out of range.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], decay: float, warm_up: bool = True
+    ) -> None:
         if not 0.0 <= decay <= 1.0:
             raise UsageError(f"EMA decay is {decay}, which is outside [0, 1]; 0.9999 is usual")
         self.decay = decay
+        self.warm_up = warm_up
         self.n_updates = 0
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.shadow = {name: p.detach().clone() for name, p in self._parameters.items()}
@@ -44,7 +49,8 @@ class ExponentialMovingAverage:
         """Move the shadows towards the parameters; once after every training step, skipped steps included."""
         self._require_own_weights("update")
         self.n_updates += 1
-        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        ramp = (1 + self.n_updates) / (10 + self.n_updates)
+        decay = min(self.decay, ramp) if self.warm_up else self.decay
         torch._foreach_lerp_(list(self.shadow.values()), list(self._parameters.values()), 1.0 - decay)
 
     @contextmanager

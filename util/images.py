@@ -1,6 +1,7 @@
 """Grids of images, colours for numbers, and PNG files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,25 @@ def make_grid(images: torch.Tensor) -> np.ndarray:
         top, left = i // n_columns * (height + _GAP), i % n_columns * (width + _GAP)
         grid[top : top + height, left : left + width] = pixels[i]
     return grid
+
+
+def make_strips(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Sequences of images as strips: row i holds the images (T, H, W, C) of entry i of each array, side by side.
+
+    Args:
+        arrays: uint8 (N, T, H, W, C), N the same for all.
+
+    Returns:
+        uint8 (rows, columns, C), small images magnified by a whole factor; a wider gap lies between arrays.
+    """
+    magnify = max(1, round(64 / arrays[0].shape[2]))
+    strips = []
+    for array in arrays:
+        frame = np.pad(magnified(array, magnify, axes=(2, 3)), ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)))
+        n, length, height, width, channels = frame.shape
+        strip = frame.transpose(0, 2, 1, 3, 4).reshape(n * height, length * width, channels)
+        strips.append(np.pad(strip, ((0, 0), (0, 4 * _GAP), (0, 0))))
+    return np.concatenate(strips, axis=1)
 
 
 def magnified(array: np.ndarray, factor: int, axes: tuple[int, int] = (0, 1)) -> np.ndarray:

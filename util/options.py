@@ -46,8 +46,8 @@ class RunOptions:
 
     system: str = option("cld", "published system", choices=("cld",))
     mode: str = option(
-        "train", "train a model, continue a training run, or evaluate a snapshot",
-        choices=("train", "continue", "eval"), defines_run=False,
+        "train", "train a model, continue a training run, evaluate a snapshot, or draw samples from one",
+        choices=("train", "continue", "eval", "sample"), defines_run=False,
     )  # fmt: skip
     root: str = option(".", "folder that relative workdir and data_location paths start from", defines_run=False)
     workdir: str = option("", "folder of the run: configuration, snapshots, logs, samples", defines_run=False)
@@ -64,6 +64,11 @@ class RunOptions:
     published_behaviour: bool = option(
         False, "reproduce the public code where ours corrects it (docs/differences.md)"
     )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the mode changes a model, rather than look at one."""
+        return self.mode in ("train", "continue")
 
 
 @dataclass
@@ -294,10 +299,22 @@ class EvaluationOptions:
     ckpt_file: str = option("", "snapshot to evaluate, in workdir/checkpoints or a path; default the newest intact one",
                             defines_run=False)  # fmt: skip
     eval_loss: bool = option(False, "evaluate the training objective on the test set", defines_run=False)
-    eval_likelihood: bool = option(False, "evaluate NELBO / NLL on the test set", defines_run=False)
+    eval_likelihood: bool = option(False, "evaluate NELBO and NLL, what the system has of them", defines_run=False)
+    eval_quantities: str = option(
+        "", "likelihoods of --eval_likelihood, by their names in results.json, with commas; default all",
+        defines_run=False,
+    )  # fmt: skip
+    eval_repeats: int = option(
+        1, "times that --eval_likelihood evaluates each item, with fresh noise", minimum=1, defines_run=False
+    )
+    eval_split: str = option(
+        "test", "split for loss and likelihood", choices=("test", "train"), defines_run=False
+    )
     eval_sample: bool = option(False, "write samples and a grid", defines_run=False)
     eval_fid: bool = option(False, "evaluate the Frechet distance", defines_run=False)
     eval_density: bool = option(False, "draw the model's density on a grid (points)", defines_run=False)
+    trajectory: bool = option(False, "draw how samples come about (trajectory.png)", defines_run=False)
+    eval_n_trajectories: int = option(8, "samples that --trajectory draws", minimum=1, defines_run=False)
     eval_n_items: int = option(
         0, "test items for loss and likelihood; 0 is the whole test set (10,000 of generated data)", minimum=0,
         defines_run=False,

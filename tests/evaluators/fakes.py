@@ -45,6 +45,7 @@ class ImageMethod:
         generator = torch.Generator().manual_seed(5)
         self.kernel = torch.randn(shape[0], shape[0], 3, 3, generator=generator)
         self.indices: list[int] = []
+        self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.log_likelihood}
 
     def _features(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         self.indices += noise.indices.tolist()
@@ -64,6 +65,10 @@ class ImageMethod:
         x = torch.nn.functional.conv2d(noise.normal(*self.shape), self.kernel, padding=1)
         return Samples((x + self.shift).sigmoid(), n_evaluations=10 + int(noise.indices[0]))
 
+    def trajectory(self, noise: Noise) -> dict[str, torch.Tensor]:
+        images = self.sample(noise).data
+        return {"states": torch.stack([torch.zeros_like(images), images], dim=1)}
+
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         value = self._features(batch, noise)
         terms = {"prior": 0.25 * value, "divergence": 0.75 * value}
@@ -78,10 +83,12 @@ class GaussianMethod:
     """The exact model of ``Points``: standard normal samples and likelihood in nats."""
 
     unit = "nats"
+    trajectory = None
 
     def __init__(self, dimension: int = 2) -> None:
         self.state = TrainingState({}, {}, {})
         self.dimension = dimension
+        self.likelihoods = {"negative_log_likelihood": self.log_likelihood}
 
     def train_step(self, batch: torch.Tensor, noise: Noise) -> dict[str, torch.Tensor]:
         raise AssertionError("an evaluation does not train")
@@ -91,9 +98,6 @@ class GaussianMethod:
 
     def sample(self, noise: Noise) -> Samples:
         return Samples(noise.normal(self.dimension), n_evaluations=1)
-
-    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
-        return self.log_likelihood(batch, noise)
 
     def log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         value = 0.5 * batch.double().square().sum(1) + 0.5 * self.dimension * math.log(2.0 * math.pi)

@@ -28,7 +28,9 @@ SETTINGS: dict[str, Any] = {
     "testing_batch_size": 5,
     "sampling_batch_size": 8,
 }
-ALL_OF_IMAGES = {"eval_loss": True, "eval_likelihood": True, "eval_sample": True, "eval_fid": True}
+ALL_OF_IMAGES = {
+    "eval_loss": True, "eval_likelihood": True, "eval_sample": True, "eval_fid": True, "likelihoods": ["nelbo"]
+}  # fmt: skip
 
 
 def _evaluate(
@@ -121,7 +123,7 @@ def test_the_number_of_ranks_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_results_of_one_snapshot_are_kept_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first, _ = _evaluate(Distributed(), tmp_path, {"eval_likelihood": True})
+    first, _ = _evaluate(Distributed(), tmp_path, {"eval_likelihood": True, "likelihoods": ["nelbo"]})
     second, _ = _evaluate(Distributed(), tmp_path, {"eval_fid": True})
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["results"] == {**first, **second}
@@ -142,7 +144,7 @@ def test_asking_again_computes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changed", [{"method_settings": {"rtol": 1e-6}}, {"published_behaviour": True}])
 def test_other_method_settings_are_evaluated_anew(tmp_path: Path, changed: dict[str, Any]) -> None:
-    settings = {"eval_likelihood": True, "method_settings": {"rtol": 1e-5}}
+    settings = {"eval_likelihood": True, "likelihoods": ["nelbo"], "method_settings": {"rtol": 1e-5}}
     _evaluate(Distributed(), tmp_path, settings)
     _, indices = _evaluate(Distributed(), tmp_path, {**settings, **changed})
     assert indices == list(range(23))
@@ -155,10 +157,36 @@ def test_number_of_test_items(tmp_path: Path, requested: int | None, n: int) -> 
     assert entries["loss"]["n_samples"] == n
 
 
-def test_the_likelihood_itself(tmp_path: Path) -> None:
-    entries, _ = _evaluate(Distributed(), tmp_path, {"eval_likelihood": True, "likelihood": "log_likelihood"})
-    assert set(entries) == {"negative_log_likelihood"}
+def test_all_likelihoods_or_those_asked_for(tmp_path: Path) -> None:
+    entries, _ = _evaluate(Distributed(), tmp_path / "all", {"eval_likelihood": True})
+    assert list(entries) == ["nelbo", "negative_log_likelihood"]
     assert set(entries["negative_log_likelihood"]["terms"]) == {"everything"}
+    wanted = {"eval_likelihood": True, "likelihoods": ["negative_log_likelihood"]}
+    entries, _ = _evaluate(Distributed(), tmp_path / "one", wanted)
+    assert list(entries) == ["negative_log_likelihood"]
+    with pytest.raises(UsageError, match="--eval_quantities nll: this model has nelbo, negative_log_likelihood"):
+        _evaluate(Distributed(), tmp_path, {"eval_likelihood": True, "likelihoods": ["nll"]})
+
+
+def test_repeats_have_noise_of_their_own(tmp_path: Path) -> None:
+    wanted = {"eval_likelihood": True, "likelihoods": ["nelbo"], "n_repeats": 3}
+    entries, indices = _evaluate(Distributed(), tmp_path, wanted)
+    assert indices == list(range(3 * 23))
+    values = np.load(tmp_path / "nelbo.npz")["value"].reshape(3, 23)
+    assert (values[0] != values[1]).all()
+    means = values.mean(0)
+    assert entries["nelbo"]["value"] == pytest.approx(means.mean(), rel=1e-12)
+    assert entries["nelbo"]["standard_error"] == pytest.approx(means.std(ddof=1) / 23**0.5, rel=1e-12)
+
+
+def test_trajectory(tmp_path: Path) -> None:
+    _evaluate(Distributed(), tmp_path, {"eval_trajectory": True, "n_trajectories": 5})
+    states = np.load(tmp_path / "trajectory.npz")["states"]
+    assert states.shape == (5, 2, 4, 4, 3)
+    assert (states[:, 0] == 0).all()
+    expected = _expected_samples(5).permute(0, 2, 3, 1).numpy()
+    assert (states[:, 1] == expected).all()
+    assert (tmp_path / "trajectory.png").is_file()
 
 
 def test_published_behaviour_cuts_grey_levels_off(tmp_path: Path) -> None:
@@ -238,7 +266,7 @@ def test_points(tmp_path: Path) -> None:
         tmp_path, eval_loss=True, eval_likelihood=True, eval_sample=True, eval_density=True, n_samples=3000,
         n_density_points=40,
     )  # fmt: skip
-    likelihood = entries["nelbo"]
+    likelihood = entries["negative_log_likelihood"]
     assert likelihood["n_samples"] == 10_000
     assert likelihood["unit"] == "nats"
     entropy = 1.0 + math.log(2.0 * math.pi)

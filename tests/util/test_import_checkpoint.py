@@ -8,7 +8,7 @@ import torch
 
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from util.ema import ExponentialMovingAverage
-from util.import_checkpoint import main
+from util.import_checkpoint.__main__ import main
 from util.snapshot import inspect_snapshot, read_snapshot
 
 FOURIER = NCSNppSettings(
@@ -240,7 +240,7 @@ def test_paths(tmp_path, capsys):
 def test_command_line():
     command = [sys.executable, "-m", "util.import_checkpoint"]
     finished = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "IN.pth" in finished.stdout
+    assert "IN [IN ...] OUT" in finished.stdout
     finished = subprocess.run([*command, "cld", "absent.pth", "out.pth"], capture_output=True, text=True)
     assert finished.returncode == 2
     assert finished.stderr == "error: absent.pth: no such file; give the checkpoint to convert\n"

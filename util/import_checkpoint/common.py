@@ -1,0 +1,111 @@
+"""What every importer needs: reading files of unknown origin, and checking what is in them."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from util.errors import UsageError
+
+
+def read_foreign(path: Path) -> Any:
+    """Load a file of unknown origin: tensors and plain containers only, no code.
+
+    Raises:
+        UsageError: no such file, damaged, or in need of more than that.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give the checkpoint to convert")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # Damage can surface as almost any exception of the zip reader or the unpickler.
+    except Exception as error:
+        message = str(error)
+        unsafe = re.search(r"GLOBAL ([\w.]+)", message)
+        if unsafe:
+            raise UsageError(
+                f"{path}: it holds more than tensors and plain containers ({unsafe[1]}), which "
+                "could run code; save it again without that"
+            ) from None
+        first_line = (message.strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: not a readable PyTorch checkpoint ({first_line[:160]})") from None
+
+
+def entry(mapping: Any, key: str, kind: type, where: str) -> Any:
+    """The value of ``key``, of the type ``kind``. Raises UsageError where there is none."""
+    if not isinstance(mapping, Mapping) or key not in mapping:
+        raise UsageError(f"{where}: no entry '{key}'; this is not a checkpoint of the named system")
+    value = mapping[key]
+    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return kind(value)
+    if not isinstance(value, kind):
+        raise UsageError(f"{where}: entry '{key}' is a {type(value).__name__}, expected {kind.__name__.lower()}")
+    return value
+
+
+def without_prefix(model: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
+    """A state_dict without the prefix of data-parallel training. Raises UsageError for an entry without it."""
+    prefix = "module."
+    for name in model:
+        if not str(name).startswith(prefix):
+            raise UsageError(f"{source}: model entry '{name}' lacks the prefix '{prefix}' that all entries have")
+    return {name.removeprefix(prefix): tensor for name, tensor in model.items()}
+
+
+def check_tensor(tensor: Any, where: str) -> None:
+    """Raise UsageError unless it is a finite floating-point tensor."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        raise UsageError(f"{where}: not a floating-point tensor; the file is damaged or of another system")
+    if not tensor.isfinite().all():
+        raise UsageError(f"{where}: holds values that are not finite; use an earlier checkpoint")
+
+
+def own_storage(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """float32 copies that share no storage with anything else."""
+    # A tensor that is a view would take the whole of what it views into the file.
+    return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def one_source(sources: Sequence[Path]) -> Path:
+    """The only file. Raises UsageError where there are several."""
+    if len(sources) != 1:
+        names = ", ".join(str(source) for source in sources)
+        raise UsageError(f"{names}: {len(sources)} files; this system's checkpoint is one file, then the snapshot")
+    return sources[0]
+
+
+def snapshot_state(
+    system: str,
+    source: Path,
+    step: int,
+    networks: dict[str, dict[str, torch.Tensor]],
+    emas: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """A snapshot without optimiser states: it can be evaluated, and other runs can start from its weights.
+
+    Args:
+        system: ours, for ``--system``.
+        source: the file it came from, for the record.
+        step: training step.
+        networks: state_dict of each network.
+        emas: for each network ``{"decay", "n_updates", "shadow"}``.
+    """
+    return {
+        "step": step,
+        "config": {"imported_from": source.name, "system": system},
+        "networks": networks,
+        "emas": emas,
+        "optimizers": {},
+        "scaler": {},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    }
