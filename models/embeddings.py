@@ -41,3 +41,27 @@ def positional_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
     exponent = torch.arange(n_frequencies, dtype=t.dtype, device=t.device) / (n_frequencies - 1)
     angle = t[:, None] * torch.exp(-math.log(10000.0) * exponent)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class LabelEmbedding(nn.Module):
+    """sin and cos of the label of a discrete diffusion step (Ho et al., arXiv 2006.11239, appendix B).
+
+    Published networks were trained on angles rounded to float32, so these are too, whatever the network's dtype.
+
+    Args:
+        width: of the embedding; even.
+        spacing: frequency k is 10000^(-k / spacing), k = 0 to width / 2 - 1.
+        cosines_first: order of the two halves.
+    """
+
+    def __init__(self, width: int, spacing: int, cosines_first: bool) -> None:
+        super().__init__()
+        self.width, self.spacing, self.cosines_first = width, spacing, cosines_first
+
+    def forward(self, labels: torch.Tensor) -> torch.Tensor:
+        """labels (B,), whole or fractional, used as they are; returns float32 (B, width)."""
+        index = torch.arange(self.width // 2, dtype=torch.float32, device=labels.device)
+        frequencies = torch.exp(index * -(math.log(10000.0) / self.spacing))
+        angle = labels.float()[:, None] * frequencies
+        halves = [angle.cos(), angle.sin()] if self.cosines_first else [angle.sin(), angle.cos()]
+        return torch.cat(halves, dim=1)

@@ -1,0 +1,88 @@
+"""What the U-Nets of discrete diffusion models have in common: their settings, and what makes settings impossible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from util.errors import UsageError
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """What determines a network; checked when it is made, before anything is built.
+
+    Attributes:
+        image_channels: C, of the input and of the predicted noise.
+        image_size: height and width of the images, which places the attention.
+        n_channels: base width n.
+        ch_mult: width of each level in units of n, finest level first.
+        n_resblocks: residual blocks per level.
+        attn_resolutions: resolutions with attention.
+        n_groups: groups of every group norm. A block that is n_groups wide has one channel in each, so its second
+            group norm takes an embedding that was added to the channels away again.
+        group_norm_eps: added to the variances of the group norms: 1e-5 in HSIVI, improved-diffusion and older
+            ddpm-torch, 1e-6 in newer ddpm-torch.
+        dropout: probability, before the second convolution of every residual block.
+
+    Raises:
+        UsageError: settings that cannot work together, in one line.
+    """
+
+    image_channels: int
+    image_size: int
+    n_channels: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    n_resblocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    n_groups: int = 32
+    group_norm_eps: float = 1e-5
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_unet_settings(self)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Image size of each level, finest first."""
+        return [self.image_size >> level for level in range(len(self.ch_mult))]
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.n_channels * multiplier for multiplier in self.ch_mult]
+
+
+def check_unet_settings(settings: UNetSettings) -> None:
+    """Refuse settings from which no network can be built; builds nothing.
+
+    Raises:
+        UsageError: one line that names the option.
+    """
+    for name in ("image_channels", "image_size", "n_channels", "n_resblocks", "n_groups"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"{name} is {getattr(settings, name)}; it has to be at least 1")
+    if not settings.ch_mult or min(settings.ch_mult) < 1:
+        raise UsageError(f"ch_mult is {list(settings.ch_mult)}; give one multiplier of at least 1 for each level")
+    factor = 2 ** (len(settings.ch_mult) - 1)
+    if settings.image_size % factor:
+        raise UsageError(
+            f"image_size {settings.image_size} cannot be halved {len(settings.ch_mult) - 1} times, as the "
+            f"{len(settings.ch_mult)} levels of ch_mult ask for; use a multiple of {factor} or fewer levels"
+        )
+    for resolution in settings.attn_resolutions:
+        if resolution not in settings.resolutions:
+            raise UsageError(
+                f"attn_resolutions: {resolution} does not occur with image_size {settings.image_size} and "
+                f"{len(settings.ch_mult)} levels; choose among {', '.join(map(str, settings.resolutions))}"
+            )
+    if settings.n_channels < 4 or settings.n_channels % 2:
+        raise UsageError(f"n_channels {settings.n_channels} does not suit the embedding of labels; use 4, 6, 8, ...")
+    if settings.n_channels % settings.n_groups:
+        raise UsageError(
+            f"n_channels {settings.n_channels} does not split into the n_groups {settings.n_groups} of the group "
+            f"norms; use a multiple of {settings.n_groups} or fewer groups"
+        )
+    if settings.group_norm_eps <= 0.0:
+        raise UsageError(f"group_norm_eps is {settings.group_norm_eps}; it has to be above 0, 1e-5 is usual")
+    if not 0.0 <= settings.dropout < 1.0:
+        raise UsageError(f"dropout is {settings.dropout}; it has to be at least 0 and below 1")
