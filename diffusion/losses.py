@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion.importance import ImportanceTimes
+from diffusion.importance import TimeDensity
 from diffusion.kernel import loss_multiplier, noise_multiplier, perturb
 from diffusion.process import Process, ScoreFunction, expand, initial_state, split
 from util.errors import UsageError
@@ -25,7 +25,7 @@ def score_matching_loss(
     *,
     weighting: str,
     loss_eps: float,
-    importance: ImportanceTimes | None = None,
+    importance: TimeDensity | None = None,
 ) -> torch.Tensor:
     """The score matching loss of each sample, summed over its entries.
 
@@ -35,9 +35,9 @@ def score_matching_loss(
     arXiv 2112.07068, Section 3).
 
     Args:
-        x0: float32 (B, C, ...), data.
+        x0: (B, C, ...), data; the score sees states of its dtype, float32 in training.
         uniform: (B,) in [0, 1), gives the times.
-        noise: standard normal float32 (B, k C, ...).
+        noise: standard normal (B, k C, ...), dtype of x0.
         velocity_noise: standard normal, shape of x0; needed where ``process.conditions_on_velocity``, not
             looked at elsewhere.
         weighting: one of WEIGHTINGS.
@@ -61,14 +61,48 @@ def score_matching_loss(
     t = training_times(uniform, loss_eps) if importance is None else importance.times(uniform)
     u0 = initial_state(process, x0, velocity_noise if process.conditions_on_velocity else None)
     # What is given to the network is what the loss is about: one rounding, before the score.
-    u = perturb(process, u0, noise, t).float()
+    u = perturb(process, u0, noise, t).to(x0.dtype)
     s = score(u, t)
     z = split(process, noise)[-1]
-    n = expand(noise_multiplier(process, t).float(), z)
+    n = expand(noise_multiplier(process, t).to(x0.dtype), z)
     difference = s - z * n if weighting == "likelihood" and importance is None else s / n - z
     loss = difference.flatten(1).square().sum(1, dtype=torch.float64)
     if importance is not None:
         return loss * importance.normaliser
     if weighting == "reweightedv2":
         return loss
-    return loss * loss_multiplier(process, t).float()
+    return loss * loss_multiplier(process, t).to(x0.dtype)
+
+
+def scoreflow_loss(
+    process: Process,
+    score: ScoreFunction,
+    x0: torch.Tensor,
+    uniform: torch.Tensor,
+    noise: torch.Tensor,
+    *,
+    weighting: str,
+    loss_eps: float,
+    importance: TimeDensity | None,
+    reduce_mean: bool,
+) -> torch.Tensor:
+    """The objective of ScoreFlow for each sample (Song et al., arXiv 2101.09258, Eqs. 7 and 8), for a process of the
+    data alone.
+
+    With std that of the kernel it is std^2 |s + z/std|^2 for the weighting "reweightedv2", G^2 |s + z/std|^2 for
+    "likelihood", and std^2 |s + z/std|^2 again, at other times, where those are drawn by importance. The last is the
+    second but for a constant, as published: a larger one would have more gradients clipped.
+
+    Args:
+        reduce_mean: mean over entries; False takes half their sum.
+
+    The other arguments, result and errors are those of ``score_matching_loss``.
+    """
+    loss = score_matching_loss(
+        process, score, x0, uniform, noise, weighting=weighting, loss_eps=loss_eps, importance=importance
+    )
+    if importance is not None:
+        loss = loss / importance.normaliser
+    elif weighting != "reweightedv2":
+        loss = 2 * loss
+    return loss / (x0[0].numel() if reduce_mean else 2)

@@ -34,3 +34,9 @@ class LinearBeta:
     def integral(self, end: torch.Tensor, start: torch.Tensor | float = 0.0) -> torch.Tensor:
         """The integral of beta from ``start`` to ``end``, exact also where the two are close; float64."""
         return (self.beta0 + self.beta1 * (end + start) / 2) * (end - start)
+
+    def time(self, integral: torch.Tensor) -> torch.Tensor:
+        """The time t at which the integral of beta from 0 to t is ``integral`` (not negative); float64 of any
+        shape."""
+        # The root of the quadratic in the form that loses no digits at small integrals.
+        return 2 * integral / (self.beta0 + (self.beta0**2 + 2 * self.beta1 * integral).sqrt())
