@@ -76,8 +76,8 @@ class ImportanceTimes:
 
     The likelihood-weighted loss lambda |s - n z|^2 = lambda n^2 |s/n - z|^2 varies over orders of magnitude between
     times; with times drawn from p it becomes Z |s/n - z|^2, of the same expectation and far smaller variance (Song et
-    al., arXiv 2101.09258, Section 4.3, there in closed form, see ``ClosedFormTimes``). Here Z and the inverse are tabulated on a
-    grid even in ln t, which serves any process.
+    al., arXiv 2101.09258, Section 4.3, there in closed form, see ``ClosedFormTimes``). Here Z and the inverse are
+    tabulated on a grid even in ln t, which serves any process.
 
     Args:
         process: forward process.

@@ -61,9 +61,7 @@ class VarianceExploding:
     def transition(self, t: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(t)[..., None, None]
 
-    def covariance_factor(
-        self, t: torch.Tensor, initial_variances: Sequence[torch.Tensor | float]
-    ) -> torch.Tensor:
+    def covariance_factor(self, t: torch.Tensor, initial_variances: Sequence[torch.Tensor | float]) -> torch.Tensor:
         (data_variance,) = initial_variances
         # sigma^2 - sigma_min^2 without the cancellation at small t.
         added = self.sigma_min**2 * (2 * self.log_ratio * t).expm1()

@@ -48,9 +48,7 @@ class VariancePreserving:
     def transition(self, t: torch.Tensor) -> torch.Tensor:
         return mean_coefficient(self.schedule.integral(t), self.linearised_start)[..., None, None]
 
-    def covariance_factor(
-        self, t: torch.Tensor, initial_variances: Sequence[torch.Tensor | float]
-    ) -> torch.Tensor:
+    def covariance_factor(self, t: torch.Tensor, initial_variances: Sequence[torch.Tensor | float]) -> torch.Tensor:
         (data_variance,) = initial_variances
         integral = self.schedule.integral(t)
         # 1 - (1 - s) e^-B without the cancellation at small B.

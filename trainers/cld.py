@@ -44,6 +44,8 @@ def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreservin
 
 def check_cld(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
+    if config.process.sde not in ("cld", "vpsde"):
+        raise UsageError(f"--sde {config.process.sde} is not for --system cld; use cld or vpsde")
     make_process(config)
     check_score_network(config)
     objective, sampling = config.objective, config.sampling

@@ -141,10 +141,15 @@ class DataOptions:
 class ProcessOptions:
     """Forward diffusion process."""
 
-    sde: str = option("cld", "critically-damped Langevin diffusion or variance preserving", choices=("cld", "vpsde"))
+    sde: str = option(
+        "cld", "critically-damped Langevin, variance preserving, sub-variance preserving, variance exploding",
+        choices=("cld", "vpsde", "subvpsde", "vesde"),
+    )  # fmt: skip
     beta_type: str = option("linear", "form of beta(t) = beta0 + beta1 t", choices=("linear",))
     beta0: float = option(4.0, "beta(0)", minimum=0.0)
     beta1: float = option(0.0, "slope of beta(t)", minimum=0.0)
+    sigma_min: float = option(0.01, "smallest noise (vesde)", above=0.0)
+    sigma_max: float = option(50.0, "largest noise (vesde)", above=0.0)
     m_inv: float = option(4.0, "inverse mass 1/M (cld)", above=0.0)
     gamma: float = option(0.04, "initial velocity variance in units of M (cld)", above=0.0)
     numerical_eps: float = option(1e-9, "added to the variances of the perturbation kernel (cld)", minimum=0.0)

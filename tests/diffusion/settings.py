@@ -6,6 +6,8 @@ from diffusion.cld import CriticallyDampedLangevin
 from diffusion.gaussian import GaussianData
 from diffusion.noise_schedule import LinearBeta
 from diffusion.process import Process
+from diffusion.sub_vp import SubVariancePreserving
+from diffusion.ve import VarianceExploding
 from diffusion.vp import VariancePreserving
 
 PROCESSES: dict[str, Process] = {
@@ -13,7 +15,13 @@ PROCESSES: dict[str, Process] = {
     "CLD, linear beta": CriticallyDampedLangevin(LinearBeta(0.5, 8.0), 4.0, 0.04, 1e-9, "hsm"),
     "CLD, unit mass": CriticallyDampedLangevin(LinearBeta(2.0, 14.0), 1.0, 0.5, 1e-9, "hsm"),
     "VP": VariancePreserving(LinearBeta(0.1, 19.9)),
+    "sub-VP": SubVariancePreserving(LinearBeta(0.1, 19.9)),
 }
+
+EVERY_PROCESS: dict[str, Process] = {**PROCESSES, "VE": VarianceExploding(0.01, 50.0)}
+"""VE too, whose prior is far wider than the data, which it does not forget."""
+
+WITHOUT_VELOCITY = ("VP", "sub-VP", "VE")
 
 DATA = GaussianData(
     torch.tensor([0.7, -0.4], dtype=torch.float64),

@@ -4,10 +4,10 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from diffusion.importance import ImportanceTimes
+from diffusion.importance import ClosedFormTimes, ImportanceTimes
 from diffusion.kernel import loss_multiplier, noise_multiplier
-from diffusion.losses import score_matching_loss
-from tests.diffusion.settings import DATA, PROCESSES
+from diffusion.losses import score_matching_loss, scoreflow_loss
+from tests.diffusion.settings import DATA, EVERY_PROCESS, PROCESSES, WITHOUT_VELOCITY
 from util.errors import UsageError
 from util.noise import Noise
 
@@ -50,6 +50,44 @@ def test_same_expectation_and_smaller_variance(name):
         for importance in (None, ImportanceTimes(process, LOSS_EPS))
     ]  # fmt: skip
     plain, sampled = losses
+    error = ((plain.var() + sampled.var()) / n).sqrt()
+    assert abs(plain.mean() - sampled.mean()) < 4 * error
+    assert sampled.var() < plain.var()
+
+
+@pytest.mark.parametrize("loss_eps", [1e-6, 1e-3])
+@pytest.mark.parametrize("name", WITHOUT_VELOCITY)
+def test_the_closed_form_agrees_with_the_table(name, loss_eps):
+    process = EVERY_PROCESS[name]
+    closed, tabulated = ClosedFormTimes(process, loss_eps), ImportanceTimes(process, loss_eps)
+    assert closed.normaliser == pytest.approx(tabulated.normaliser, rel=1e-6)
+    uniform = torch.cat([torch.zeros(1), torch.rand(200, generator=torch.Generator().manual_seed(0)), torch.ones(1)])
+    times = closed.times(uniform)
+    torch.testing.assert_close(times, tabulated.times(uniform), rtol=1e-5, atol=0)
+    assert times[0].item() == pytest.approx(loss_eps, rel=1e-9)
+    assert times[-1].item() == pytest.approx(1.0, rel=1e-9)
+    by_bisection = ClosedFormTimes(process, loss_eps, published_behaviour=True).times(uniform)
+    torch.testing.assert_close(times, by_bisection, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["VP", "sub-VP"])
+def test_the_closed_form_has_the_same_expectation_and_smaller_variance(name):
+    """Of the likelihood-weighted loss for a score that is wrong by a half."""
+    process = EVERY_PROCESS[name]
+    n = 40_000
+    noise = Noise(1, "test", torch.arange(n))
+    x, z = DATA.sample(noise.normal(2)), noise.normal(2, dtype=torch.float64)
+    uniform = noise.uniform(dtype=torch.float64)
+
+    def wrong_score(u, t):
+        return 0.5 * DATA.score(process)(u, t)
+
+    importance = ClosedFormTimes(process, LOSS_EPS)
+    options = {"weighting": "likelihood", "loss_eps": LOSS_EPS, "reduce_mean": False}
+    plain = scoreflow_loss(process, wrong_score, x, uniform, z, importance=None, **options)
+    sampled = scoreflow_loss(process, wrong_score, x, uniform, z, importance=importance, **options)
+    sampled = sampled * 2 * importance.normaliser  # G^2 is twice the loss multiplier
+    print(f"{name}: variance {plain.var():.4g} with uniform times, {sampled.var():.4g} with importance sampling")
     error = ((plain.var() + sampled.var()) / n).sqrt()
     assert abs(plain.mean() - sampled.mean()) < 4 * error
     assert sampled.var() < plain.var()

@@ -14,7 +14,7 @@ from diffusion.bits import gaussian_entropy, negative_log_likelihood_terms
 from diffusion.likelihood import ode_log_likelihood
 from diffusion.process import initial_state, n_components, split
 from diffusion.samplers import euler_maruyama, probability_flow, sscs
-from tests.diffusion.settings import DATA, PROCESSES
+from tests.diffusion.settings import DATA, EVERY_PROCESS, PROCESSES
 
 SAMPLING_EPS = 1e-3
 CLD_PROCESSES = [name for name in PROCESSES if "CLD" in name]
@@ -46,9 +46,9 @@ def draw_states(process, n_samples):
     return x, initial_state(process, x, torch.randn(n_samples, 2, generator=generator, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY_PROCESS)
 def test_exact_score_is_the_gradient_of_the_exact_log_density(name):
-    process = PROCESSES[name]
+    process = EVERY_PROCESS[name]
     for t in (0.0, 1e-3, 0.3, 1.0):
         u = draw_states(process, 5)[1].requires_grad_()
         density = normal_log_density(u, *DATA.marginal(process, t))
@@ -69,10 +69,10 @@ def test_marginal_is_the_data_at_the_start_and_the_prior_at_the_end(name):
     torch.testing.assert_close(covariance, torch.diag(variances.repeat_interleave(2)), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY_PROCESS)
 def test_log_density_of_every_state_is_exact(name):
     """With the true density at t = 1 in place of the prior, nothing is left but the error of the solver."""
-    process = PROCESSES[name]
+    process = EVERY_PROCESS[name]
     _, u0 = draw_states(process, 10)
     result = solve_with_exact_divergence(process, u0, start=SAMPLING_EPS, tolerance=1e-8)
     end_density = normal_log_density(result.final_state, *DATA.marginal(process, 1.0))
@@ -81,12 +81,12 @@ def test_log_density_of_every_state_is_exact(name):
     torch.testing.assert_close(log_density, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY_PROCESS)
 def test_likelihood_averages_to_the_entropy_of_the_data(name):
     """Within 0.01 nats, also for CLD: its bound -log p(x, v) - H(v) exceeds -log p(x) by the divergence of
     the drawn velocity's density from that of v given x, which is zero because v is independent of x at t =
     0."""
-    process = PROCESSES[name]
+    process = EVERY_PROCESS[name]
     x, u0 = draw_states(process, 50)
     result = solve_with_exact_divergence(process, u0, start=1e-5, tolerance=1e-6)
     value = sum(negative_log_likelihood_terms(process, result).values()).unflatten(0, (len(u0), -1)).mean(1)

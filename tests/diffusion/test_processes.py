@@ -10,16 +10,16 @@ from diffusion.kernel import noise_multiplier, perturb
 from diffusion.noise_schedule import LinearBeta
 from diffusion.process import apply, initial_state, n_components, split, state_shape
 from diffusion.vp import VariancePreserving
-from tests.diffusion.settings import PROCESSES
+from tests.diffusion.settings import EVERY_PROCESS, PROCESSES
 from util.errors import UsageError
 
 TIMES = torch.tensor([1e-5, 1e-3, 0.03, 0.4, 1.0], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY_PROCESS)
 def test_moments_solve_their_differential_equations(name):
     """dm/dt = F m and dS/dt = F S + S F^T + G G^T, from a mean and variances that are not special."""
-    process = PROCESSES[name]
+    process = EVERY_PROCESS[name]
     k = n_components(process)
     variances = [0.3, 0.7][:k]
 
@@ -40,13 +40,13 @@ def test_moments_solve_their_differential_equations(name):
         np.testing.assert_allclose((factor @ factor.mT)[i], covariance, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY_PROCESS)
 def test_kernel_is_finite_and_positive_down_to_tiny_times(name):
     t = torch.logspace(-12, 0, 200, dtype=torch.float64)
-    factor = PROCESSES[name].kernel_factor(t)
+    factor = EVERY_PROCESS[name].kernel_factor(t)
     assert factor.isfinite().all()
     assert (factor.diagonal(dim1=-2, dim2=-1) > 0).all()
-    assert (noise_multiplier(PROCESSES[name], t) < 0).all()
+    assert (noise_multiplier(EVERY_PROCESS[name], t) < 0).all()
 
 
 @pytest.mark.parametrize("name", PROCESSES)
