@@ -1,0 +1,175 @@
+"""Variational dequantization by a conditional flow (Flow++, arXiv 1902.00275, Section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.flowpp.bijections import ActivationNorm, PointwiseMap, logit, merge_columns, sigmoid, split_columns
+from models.flowpp.context import DeepContext, ShallowContext
+from models.flowpp.coupling import MixtureCoupling
+from util.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DequantizerSettings:
+    """Settings of a dequantizer; the defaults are those of the CIFAR-10 architecture.
+
+    Attributes:
+        image_size, image_channels: of the images.
+        architecture: "cifar10" (plain convolutions, invertible maps of the channels, shallow context) or "imagenet32"
+            (weight normalisation, no such maps, deep context).
+        n_couplings: steps of the flow.
+        n_filters, n_blocks, n_heads: width, blocks and attention heads of each coupling's network.
+        n_components: logistics in each mixture.
+        context_channels, n_context_blocks, n_context_heads: of the context network.
+        published_behaviour: as ``MixtureCoupling`` and ``ActivationNorm``.
+
+    Raises:
+        UsageError: sizes that cannot work together.
+    """
+
+    image_size: int
+    image_channels: int
+    architecture: str = "cifar10"
+    n_couplings: int = 4
+    n_filters: int = 96
+    n_blocks: int = 2
+    n_components: int = 32
+    n_heads: int = 4
+    context_channels: int = 32
+    n_context_blocks: int = 3
+    n_context_heads: int = 4
+    published_behaviour: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image_size % 2:
+            raise UsageError(
+                f"--image_size {self.image_size}: the dequantizer's flow pairs columns; use an even image size"
+            )
+        if self.n_filters % self.n_heads:
+            raise UsageError(
+                f"--dequantizer_n_filters {self.n_filters} cannot be shared among {self.n_heads} heads; use a multiple "
+                "of --dequantizer_n_heads"
+            )
+        if self.architecture == "imagenet32" and self.context_channels % self.n_context_heads:
+            raise UsageError(
+                f"--dequantizer_context_channels {self.context_channels} cannot be shared among {self.n_context_heads} "
+                "heads; use a multiple of that"
+            )
+
+
+class FlowStep(nn.Module):
+    """Normalisation of both halves, maps of their channels, a coupling, and the exchange of the halves.
+
+    Args:
+        shape: (C, H, W) of each half.
+        settings: of the dequantizer.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], settings: DequantizerSettings) -> None:
+        super().__init__()
+        plain = settings.architecture == "cifar10"
+        self.norms = nn.ModuleList(ActivationNorm(shape, settings.published_behaviour) for _ in range(2))
+        self.pointwise = nn.ModuleList(PointwiseMap(shape[0]) for _ in range(2 if plain else 0))
+        self.coupling = MixtureCoupling(
+            shape,
+            n_filters=settings.n_filters,
+            n_blocks=settings.n_blocks,
+            n_components=settings.n_components,
+            n_heads=settings.n_heads,
+            context_channels=settings.context_channels,
+            weight_norm=not plain,
+            published_behaviour=settings.published_behaviour,
+        )
+
+    def _maps(self) -> list[tuple[Any, Any]]:
+        """The maps of the first and of the second half, in their order."""
+        return [(maps[0], maps[1]) for maps in (self.norms, self.pointwise) if len(maps)]
+
+    def forward(
+        self, halves: tuple[torch.Tensor, torch.Tensor], context: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        first, second = halves
+        total = first.new_zeros(len(first), dtype=torch.float64)
+        for map_of_first, map_of_second in self._maps():
+            first, log_determinant_1 = map_of_first(first)
+            second, log_determinant_2 = map_of_second(second)
+            total = total + log_determinant_1 + log_determinant_2
+        second, log_determinant = self.coupling(first, second, context)
+        return (second, first), total + log_determinant
+
+    def inverse(
+        self, halves: tuple[torch.Tensor, torch.Tensor], context: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        second, first = halves
+        second, total = self.coupling.inverse(first, second, context)
+        for map_of_first, map_of_second in reversed(self._maps()):
+            first, log_determinant_1 = map_of_first.inverse(first)
+            second, log_determinant_2 = map_of_second.inverse(second)
+            total = total + log_determinant_1 + log_determinant_2
+        return (first, second), total
+
+
+class Dequantizer(nn.Module):
+    """A distribution q(u | image) of noise in (0, 1) for every grey level of an image.
+
+    Its weights are drawn at random; ``models.flowpp.initialization.initialize_from_data`` has to scale them on the
+    first batch before anything else is done with them.
+    """
+
+    def __init__(self, settings: DequantizerSettings) -> None:
+        super().__init__()
+        channels, height, width = settings.image_channels, settings.image_size, settings.image_size // 2
+        shape = (2 * channels, settings.context_channels, settings.n_context_blocks)
+        if settings.architecture == "cifar10":
+            self.context: nn.Module = ShallowContext(*shape)
+        else:
+            self.context = DeepContext(*shape, settings.n_context_heads, (height, width))
+        self.steps = nn.ModuleList(FlowStep((channels, height, width), settings) for _ in range(settings.n_couplings))
+
+    def _steps(self) -> list[Any]:
+        return list(self.steps)
+
+    def _context(self, image: torch.Tensor) -> torch.Tensor:
+        return self.context(torch.cat(split_columns(image - 0.5), dim=1))
+
+    def forward(self, noise: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw u from q(u | image).
+
+        Args:
+            noise: standard normal, (B, C, H, W).
+            image: grey levels divided by the largest one, (B, C, H, W) in [0, 1].
+
+        Returns:
+            u (B, C, H, W) and -log q(u | image) in nats, float64 (B,).
+        """
+        context = self._context(image)
+        minus_log_q = _log_normal(noise).neg()
+        halves = split_columns(noise)
+        for step in self.steps:
+            halves, log_determinant = step(halves, context)
+            minus_log_q = minus_log_q + log_determinant
+        u, log_determinant = sigmoid(merge_columns(*halves))
+        return u, minus_log_q + log_determinant
+
+    def inverse(self, u: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise that ``forward`` turns into u in (0, 1), and -log q(u | image); not differentiable."""
+        context = self._context(image)
+        state, log_determinant = logit(u)
+        halves, total = split_columns(state), -log_determinant
+        for step in reversed(self._steps()):
+            halves, log_determinant = step.inverse(halves, context)
+            total = total - log_determinant
+        noise = merge_columns(*halves)
+        return noise, total - _log_normal(noise)
+
+
+def _log_normal(noise: torch.Tensor) -> torch.Tensor:
+    """Log density of standard normals in nats, float64 (B,)."""
+    squares = noise.double().square().flatten(1)
+    return -0.5 * (squares.sum(1) + squares.shape[1] * math.log(2 * math.pi))

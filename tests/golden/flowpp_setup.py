@@ -1,0 +1,50 @@
+"""What the Flow++ tests share: recorded arrays in our layout, and the tolerances."""
+
+import numpy as np
+import torch
+
+from models.flowpp.layers import Convolution, NormalizedConvolution
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64}
+TOLERANCE = {"f32": 1e-4, "f64": 1e-9}
+
+
+def assert_near(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
+    """Relative to the largest entry."""
+    actual = actual.detach().double().numpy()
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def image(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """(B, H, W, C, ...) to (B, C, H, W, ...)."""
+    return torch.from_numpy(array).to(dtype).movedim(3, 1)
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.movedim(1, 3)
+
+
+def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        key.removeprefix(prefix): torch.from_numpy(array) for key, array in arrays.items() if key.startswith(prefix)
+    }
+
+
+def plain_layer(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Convolution:
+    """A layer without weight normalisation from the recorded arrays; (in, out) or (3, 3, in, out)."""
+    if weight.ndim == 2:
+        weight = weight[None, None]
+    layer = Convolution(weight.shape[2], weight.shape[3], weight.shape[0]).to(dtype)
+    layer.load_state_dict({"weight": weight.permute(3, 2, 1, 0), "bias": bias})
+    return layer
+
+
+def normalized_layer(
+    direction: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype
+) -> NormalizedConvolution:
+    """A layer with weight normalisation from the recorded arrays."""
+    layer = NormalizedConvolution(direction.shape[2], direction.shape[3]).to(dtype)
+    layer.load_state_dict({"direction": direction.permute(3, 2, 0, 1), "gain": gain, "bias": bias})
+    return layer
