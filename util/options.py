@@ -122,7 +122,8 @@ class DataOptions:
 
     dataset: str = option(
         "digits", "data set",
-        choices=("multimodal_swissroll", "diamond", "digits", "cifar10", "celeba_256", "lmdb", "folder"),
+        choices=("multimodal_swissroll", "diamond", "digits", "mnist", "cifar10", "imagenet32", "imagenet_64",
+                 "celeba_64", "celeba_256", "lmdb", "folder"),
     )  # fmt: skip
     data_location: str = option("data", "folder of the data set's files", defines_run=False)
     is_image: bool = option(True, "images, or points of dimension data_dim")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.tfrecord_files import make_images, write_tfrecords
-from util.convert_tfrecord_to_lmdb import convert_tfrecords, main
+from util.convert_to_lmdb import convert, main, parse, read_tfrecord_images
 from util.data import image_conversion
 from util.data.dataset import open_dataset
 from util.data.image_conversion import convert_images
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def arguments(folder, split="train"):
-    return ["--dataset=celeba", f"--tfr_path={folder / 'tfr'}", f"--lmdb_path={folder / 'lmdb'}", f"--split={split}"]
+    return ["celeba_256", str(folder / "tfr"), str(folder / "lmdb"), f"--split={split}"]
 
 
 def open_database(folder, split="train", image_size=4, image_channels=3):
@@ -40,13 +40,12 @@ def records_per_transaction(monkeypatch, n):
     monkeypatch.setattr(image_conversion, "_BYTES_PER_TRANSACTION", n * (4 * 4 * 3 + 4))
 
 
-@pytest.mark.parametrize("form", [["util/convert_tfrecord_to_lmdb.py"], ["-m", "util.convert_tfrecord_to_lmdb"]])
-def test_the_command(tmp_path, form):
+def test_the_command(tmp_path):
     images, others = make_images(10, 4), make_images(3, 4, seed=1)
     write_tfrecords(tmp_path / "tfr" / "train", images, n_files=3)
     write_tfrecords(tmp_path / "tfr" / "validation", others, n_files=1)
     for split in ("train", "validation"):
-        command = [sys.executable, *form, *arguments(tmp_path, split)]
+        command = [sys.executable, "-m", "util.convert_to_lmdb", *arguments(tmp_path, split)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert "complete" in done.stdout
@@ -112,9 +111,7 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path, monkeypatc
     resumed = []
 
     def counted(path, offset):
-        from util.convert_tfrecord_to_lmdb import _read_images
-
-        for image, after in _read_images(path, offset):
+        for image, after in read_tfrecord_images(path, offset):
             resumed.append((path.name, offset))
             yield image, after
 
@@ -130,15 +127,15 @@ def test_a_killed_conversion_is_refused_and_then_finished(tmp_path):
     # Commits every image and takes a while over each, so that the kill falls into the middle.
     script = (
         "import sys, time\n"
-        "from util import convert_tfrecord_to_lmdb as conversion\n"
+        "from util import convert_to_lmdb as conversion\n"
         "from util.data import image_conversion\n"
         "image_conversion._BYTES_PER_TRANSACTION = 1\n"
-        "read = conversion._read_images\n"
+        "read = conversion.read_tfrecord_images\n"
         "def slowly(path, offset):\n"
         "    for item in read(path, offset):\n"
         "        time.sleep(0.05)\n"
         "        yield item\n"
-        "conversion._read_images = slowly\n"
+        "conversion.read_tfrecord_images = slowly\n"
         "sys.exit(conversion.main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, *arguments(tmp_path)], cwd=ROOT)
@@ -170,7 +167,7 @@ def test_images_of_two_shapes_are_refused(tmp_path):
     write_tfrecords(tmp_path / "other", make_images(2, 8), n_files=1)
     (tmp_path / "other" / "part-0000-of-0001.tfrecords").rename(folder / "z.tfrecords")
     with pytest.raises(UsageError, match=r"z\.tfrecords, record at byte 0: an image of shape \(8, 8, 3\)"):
-        convert_tfrecords(tmp_path / "tfr", tmp_path / "lmdb", "train")
+        convert(parse(arguments(tmp_path)))
 
 
 def test_missing_files_are_named(tmp_path, capsys):
@@ -202,7 +199,7 @@ def test_a_full_disk_is_one_line_and_the_conversion_can_go_on(tmp_path, monkeypa
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
         with pytest.raises(RunFailed, match="cannot be written") as error:
-            convert_tfrecords(tmp_path / "tfr", tmp_path / "lmdb", "train")
+            convert(parse(arguments(tmp_path)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -210,7 +207,7 @@ def test_a_full_disk_is_one_line_and_the_conversion_can_go_on(tmp_path, monkeypa
     assert "MiB are free" in str(error.value)
     with pytest.raises(UsageError, match="not complete"):
         open_database(tmp_path, image_size=64)
-    convert_tfrecords(tmp_path / "tfr", tmp_path / "lmdb", "train")
+    convert(parse(arguments(tmp_path)))
     assert_holds(tmp_path, images)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.data.tfrecord_files import make_images
-from util.convert_folder_to_lmdb import main
+from util.convert_to_lmdb import main
 from util.data.dataset import open_dataset
 from util.data.image_database import image_key
 from util.errors import UsageError
@@ -21,7 +21,7 @@ def converted(tmp_path):
     (tmp_path / "images" / "train").mkdir(parents=True)
     for row, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "images" / "train" / f"{row}.png")
-    options = [f"--image_path={tmp_path / 'images'}", f"--lmdb_path={tmp_path}", "--image_size=8"]
+    options = ["folder", str(tmp_path / "images"), str(tmp_path), "--image_size=8"]
     assert main(options) == 0
     return tmp_path, images.transpose(0, 3, 1, 2)
 
@@ -139,6 +139,6 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
 def test_a_damaged_image_stops_the_conversion_and_is_named(tmp_path, capsys):
     (tmp_path / "images" / "train").mkdir(parents=True)
     (tmp_path / "images" / "train" / "bad.png").write_bytes(b"nothing")
-    options = [f"--image_path={tmp_path / 'images'}", f"--lmdb_path={tmp_path}", "--image_size=8"]
+    options = ["folder", str(tmp_path / "images"), str(tmp_path), "--image_size=8"]
     assert main(options) == 2
     assert "bad.png" in capsys.readouterr().err

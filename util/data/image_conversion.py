@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import sys
 import time
@@ -14,12 +15,46 @@ import lmdb
 import numpy as np
 from tqdm import tqdm
 
-from util.data.image_database import METADATA_KEY, Metadata, image_key, pack_image, read_metadata
+from util.data.image_database import (
+    METADATA_KEY,
+    SOURCES_KEY,
+    Metadata,
+    image_key,
+    pack_image,
+    read_metadata,
+    read_sources,
+)
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, RunFailed, UsageError
 
 ImageReader = Callable[[Path, int], Iterator[tuple[np.ndarray, int]]]
 """Given a source file and a byte offset in it, yields each image from there on as uint8 (H, W, C) with the
 offset after it. The last offset is the size of the file."""
+
+
+def reader_of_arrays(read_array: Callable[[Path], np.ndarray]) -> ImageReader:
+    """A reader of sources that are read whole: ``read_array`` gives uint8 (N, C, H, W).
+
+    Offsets are the file's bytes in proportion to the images, which only have to tell images apart.
+    """
+
+    def read_images(path: Path, offset: int) -> Iterator[tuple[np.ndarray, int]]:
+        images, size = read_array(path), path.stat().st_size
+        if size < len(images):
+            raise UsageError(f"{path}: {len(images)} images in {size} bytes: they cannot all be different")
+        for row in range(-(-offset * len(images) // size), len(images)):
+            yield images[row].transpose(1, 2, 0), size * (row + 1) // len(images)
+
+    return read_images
+
+
+def reader_of_files(read_file: Callable[[Path], np.ndarray]) -> ImageReader:
+    """A reader of sources that are one image each: ``read_file`` gives uint8 (H, W, C)."""
+
+    def read_images(path: Path, _: int) -> Iterator[tuple[np.ndarray, int]]:
+        yield read_file(path), path.stat().st_size
+
+    return read_images
+
 
 _BYTES_PER_TRANSACTION = 32 << 20
 _SECONDS_PER_LINE = 30.0
@@ -47,7 +82,10 @@ def convert_images(
         UsageError: a damaged source, images of differing shapes, or a database made from other files.
         RunFailed: the database cannot be written, as when the disk is full.
     """
-    identity = [(str(source.relative_to(folder)), source.stat().st_size) for source in sources]
+    try:
+        identity = [(str(source.relative_to(folder)), source.stat().st_size) for source in sources]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read ({error.strerror}): check the file") from None
     try:
         database.mkdir(parents=True, exist_ok=True)
         with lmdb.open(str(database), map_size=map_size) as environment:
@@ -74,15 +112,18 @@ def _convert(
         stored = read_metadata(database, transaction)
         if stored is None and transaction.stat()["entries"] > 0:
             raise UsageError(f"{database}: holds a database of another format: remove it or choose another place")
-    metadata = stored or Metadata(None, 0, identity, 0, False)
-    if not _made_from(metadata, identity):
+        known = read_sources(database, transaction)
+    metadata = stored or Metadata(None, 0, 0, False)
+    if stored is not None and not _made_from(metadata, known, identity):
         raise UsageError(
             f"{database}: was made from other files than those given now: remove it or choose another place"
         )
     if metadata.complete:
         return metadata
-    # Files not yet read may have been replaced, as one that was found damaged has to be.
-    done = metadata = replace(metadata, sources=identity)
+    if known != identity:
+        # Files not yet read may have been replaced, as one that was found damaged has to be.
+        _commit(environment, database, metadata, metadata, [], identity)
+    done = metadata
     n_bytes = sum(size for _, size in identity)
     pending: list[bytes] = []
     reported = time.monotonic()
@@ -117,14 +158,14 @@ def _convert(
     return done
 
 
-def _made_from(metadata: Metadata, identity: list[tuple[str, int]]) -> bool:
+def _made_from(metadata: Metadata, known: list[tuple[str, int]], identity: list[tuple[str, int]]) -> bool:
     """Whether the same files were given in the same order, those already read with the same sizes."""
-    if [name for name, _ in metadata.sources] != [name for name, _ in identity]:
+    if [name for name, _ in known] != [name for name, _ in identity]:
         return False
-    ends = itertools.accumulate(size for _, size in metadata.sources)
+    ends = itertools.accumulate(size for _, size in known)
     return all(
         before == now or (end > metadata.n_source_bytes_read and not metadata.complete)
-        for before, now, end in zip(metadata.sources, identity, ends, strict=True)
+        for before, now, end in zip(known, identity, ends, strict=True)
     )
 
 
@@ -150,9 +191,14 @@ def _remaining_images(
 
 
 def _commit(
-    environment: lmdb.Environment, database: Path, before: Metadata, after: Metadata, images: list[bytes]
+    environment: lmdb.Environment,
+    database: Path,
+    before: Metadata,
+    after: Metadata,
+    images: list[bytes],
+    sources: list[tuple[str, int]] | None = None,
 ) -> None:
-    """Add images and move the metadata from ``before`` to ``after``, at once or not at all."""
+    """Add images, move the metadata from ``before`` to ``after`` and record ``sources``, at once or not at all."""
     while True:
         try:
             with environment.begin(write=True) as transaction:
@@ -161,6 +207,8 @@ def _commit(
                     raise UsageError(f"{database}: another conversion is writing to it: let that one finish")
                 for index, image in enumerate(images, start=before.length):
                     transaction.put(image_key(index), image)
+                if sources is not None:
+                    transaction.put(SOURCES_KEY, json.dumps(sources).encode())
                 transaction.put(METADATA_KEY, after.to_bytes())
             return
         except lmdb.MapFullError:

@@ -1,9 +1,10 @@
 """Images in an LMDB database: the format, and reading it.
 
 Key: the index as 8 bytes, big-endian. Value: CRC-32 of the rest (4 bytes, little-endian), then uint8
-(H, W, C). One more entry, "metadata", is JSON: version, shape, length, the source files with their sizes, how
-far they have been read, and whether they have been read to the end. It is written in the same transactions as
-the images, so it is true at every instant, and a database that is not complete cannot be taken for one that is.
+(H, W, C). Two more entries are JSON. "metadata" has version, shape, length, how far the source files have been
+read, and whether they have been read to the end; it is written in the same transactions as the images, so it is
+true at every instant, and a database that is not complete cannot be taken for one that is. "sources" lists the
+source files with their sizes, apart because there may be a million of them and only a conversion needs to know.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import torch
 from util.errors import UsageError
 
 METADATA_KEY = b"metadata"
-_VERSION = 1
+SOURCES_KEY = b"sources"
+_VERSION = 2
 _CHECKSUM = struct.Struct("<I")
-_SPLIT_FILES = {"train": ("train.lmdb",), "test": ("validation.lmdb", "test.lmdb")}
+_SPLIT_FILES = {"train": ("train.lmdb",), "test": ("test.lmdb", "validation.lmdb")}
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,12 @@ class Metadata:
     Attributes:
         shape: (H, W, C) of every image.
         length: images stored so far.
-        sources: name and size in bytes of every file the images come from, in order.
-        n_source_bytes_read: how far into these files, laid end to end, the stored images reach.
+        n_source_bytes_read: how far into the source files, laid end to end, the stored images reach.
         complete: whether that is all of them.
     """
 
     shape: tuple[int, int, int] | None
     length: int
-    sources: list[tuple[str, int]]
     n_source_bytes_read: int
     complete: bool
     version: int = _VERSION
@@ -79,13 +79,28 @@ def read_metadata(path: Path, transaction: Any) -> Metadata | None:
         return Metadata(
             (int(shape[0]), int(shape[1]), int(shape[2])) if shape is not None else None,
             int(values["length"]),
-            [(str(name), int(size)) for name, size in values["sources"]],
             int(values["n_source_bytes_read"]),
             bool(values["complete"]),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: metadata cannot be read ({reason}): convert the images again") from None
+
+
+def read_sources(path: Path, transaction: Any) -> list[tuple[str, int]]:
+    """Name and size in bytes of every file that the images come from, in order; empty where none is recorded.
+
+    Raises:
+        UsageError: a record that cannot be read.
+    """
+    stored = transaction.get(SOURCES_KEY)
+    if stored is None:
+        return []
+    try:
+        return [(str(name), int(size)) for name, size in json.loads(bytes(stored))]
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: its list of sources cannot be read ({reason}): convert the images again") from None
 
 
 # Shared, as a process may not open the same LMDB environment twice.
@@ -138,10 +153,15 @@ class ImageDatabase:
         return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
+def holds_image_database(data_location: Path) -> bool:
+    """Whether there is a database of any split."""
+    return any((data_location / file).exists() for files in _SPLIT_FILES.values() for file in files)
+
+
 def open_image_database(
     name: str, split: str, data_location: Path, image_size: int, image_channels: int
 ) -> ImageDatabase:
-    """Open ``data_location/train.lmdb``, or ``validation.lmdb`` (else ``test.lmdb``) for the split "test".
+    """Open ``data_location/train.lmdb``, or ``test.lmdb`` (else ``validation.lmdb``) for the split "test".
 
     Raises:
         UsageError: no such database, one that was not converted to the end, or images of another shape.
@@ -151,8 +171,8 @@ def open_image_database(
     if path is None:
         names = " or ".join(_SPLIT_FILES[split])
         raise UsageError(
-            f"{name}: no {names} in {data_location}: make it with util/convert_tfrecord_to_lmdb.py"
-            " or util/convert_folder_to_lmdb.py"
+            f"{name}: no {names} in {data_location}: make it with"
+            f" python -m util.convert_to_lmdb {'folder' if name == 'lmdb' else name}"
         )
     try:
         with _environment(path).begin() as transaction:
