@@ -34,6 +34,16 @@ class PixelScale:
         unit = (pixels.float() + uniform) / self.n_levels
         return 2 * unit - 1 if self.centered else unit
 
+    def centers(self, levels: torch.Tensor) -> torch.Tensor:
+        """Where integer levels of any shape lie in data space: the middle of their interval, float64."""
+        unit = (levels.double() + 0.5) / self.n_levels
+        return 2 * unit - 1 if self.centered else unit
+
+    def nearest_levels(self, x: torch.Tensor) -> torch.Tensor:
+        """The levels whose centers are nearest to data of any shape, int64, 0 to n_levels - 1."""
+        unit = (x.double() + 1) / 2 if self.centered else x.double()
+        return (unit * self.n_levels).floor().clamp(0, self.n_levels - 1).long()
+
     def to_unit_interval(self, x: torch.Tensor) -> torch.Tensor:
         """Data of any shape on [0, 1], clipped; NaN stays NaN."""
         return ((x + 1) / 2 if self.centered else x).clamp(0, 1)
@@ -63,15 +73,18 @@ def negative_log_likelihood_terms(process: Process, likelihood: OdeLogLikelihood
 
 
 def in_bits_per_dimension(
-    terms: dict[str, torch.Tensor], n_dimensions: int, scale: PixelScale
+    terms: dict[str, torch.Tensor], n_dimensions: int, scale: PixelScale | None
 ) -> dict[str, torch.Tensor]:
-    """Terms in nats as terms in bits/dim of the grey levels, with the term "scaling" that the change of units
-    adds.
+    """Terms in nats as terms in bits/dim of the grey levels.
 
     Args:
         terms: each float64 (B,).
         n_dimensions: of the data (C H W), velocities not counted.
+        scale: for terms of a density in data space, to which the change of units adds the term "scaling"; None for
+            terms of the probability of grey levels.
     """
     converted = {name: values / (n_dimensions * math.log(2)) for name, values in terms.items()}
+    if scale is None:
+        return converted
     scaling = torch.full_like(next(iter(terms.values())), scale.offset)
     return {**converted, "scaling": scaling}

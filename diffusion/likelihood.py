@@ -63,28 +63,68 @@ def ode_log_likelihood(
     Raises:
         UsageError, RunFailed: as diffusion.ode.solve.
     """
-    def right_hand_side(t: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        times = t.expand(len(u0))
-        with torch.enable_grad():
-            u = parts[0].detach().requires_grad_()
-            drift = -probability_flow_drift(process, score(u, times), u, 1 - times)
-            divergence = _exact_divergence(drift, u) if probe is None else _estimate(drift, u, probe.double())
-        return drift.detach(), divergence
+
+    def drift(u: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return -probability_flow_drift(process, score(u, times), u, 1 - times)
 
     if published_behaviour:
         start = torch.tensor(start, dtype=torch.float32).item()
+    final_state, divergence, n_evaluations = integrate_with_divergence(
+        drift, u0, probe, start, 1.0, solver=solver, rtol=rtol, atol=atol, n_steps=n_steps, on_evaluation=on_evaluation
+    )
+    return OdeLogLikelihood(final_state, divergence, prior_log_density(process, final_state), n_evaluations)
+
+
+def integrate_with_divergence(
+    drift: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    start_state: torch.Tensor,
+    probe: torch.Tensor | None,
+    start: float,
+    end: float,
+    *,
+    solver: str,
+    rtol: float,
+    atol: float,
+    n_steps: int | None = None,
+    on_evaluation: Callable[[int, float], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Integrate dx/dt = drift(x, t) together with its divergence.
+
+    Args:
+        drift: x float64 (B, ...) and t float64 (B,) to dx/dt, differentiable in x.
+        start_state: (B, ...), at ``start``.
+        probe, solver, rtol, atol, n_steps, on_evaluation: as in ode_log_likelihood.
+        start, end: times, start < end.
+
+    Returns:
+        The state at ``end``, float64; the integral of the divergence, float64 (B,), which is the log density at
+        ``start`` less that at ``end``; the number of right-hand sides evaluated.
+
+    Raises:
+        UsageError, RunFailed: as diffusion.ode.solve.
+    """
+
+    def right_hand_side(t: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            x = parts[0].detach().requires_grad_()
+            derivative = drift(x, t.expand(len(x)))
+            divergence = (
+                _exact_divergence(derivative, x) if probe is None else _estimate(derivative, x, probe.double())
+            )
+        return derivative.detach(), divergence
+
     (final_state, divergence), n_evaluations = solve(
         right_hand_side,
-        (u0, torch.zeros(len(u0), dtype=torch.float64, device=u0.device)),
+        (start_state, torch.zeros(len(start_state), dtype=torch.float64, device=start_state.device)),
         start,
-        1.0,
+        end,
         solver=solver,
         rtol=rtol,
         atol=atol,
         n_steps=n_steps,
         on_evaluation=on_evaluation,
     )
-    return OdeLogLikelihood(final_state, divergence, prior_log_density(process, final_state), n_evaluations)
+    return final_state, divergence, n_evaluations
 
 
 def _estimate(drift: torch.Tensor, u: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:

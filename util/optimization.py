@@ -20,10 +20,12 @@ def make_optimizer(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    without_decay: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """An optimiser of the trainable parameters.
 
-    Parameters with ``requires_grad=False`` are left out: parameter i of the state is the i-th trainable one.
+    Parameters with ``requires_grad=False`` are left out: parameter i of the state is the i-th trainable one, those
+    ``without_decay`` after all others.
     On a GPU, Adam and AdamW are NVIDIA Apex's FusedAdam where that is installed and PyTorch's fused kernels
     otherwise; the state_dict has PyTorch's layout in both cases, so a snapshot moves freely between them.
 
@@ -34,6 +36,7 @@ def make_optimizer(
         weight_decay: weight-decay coefficient.
         betas: decay rates of the two moments.
         eps: added outside the square root.
+        without_decay: those of ``parameters`` that have no weight decay.
 
     Raises:
         UsageError: for an unknown name or a value out of range.
@@ -42,16 +45,20 @@ def make_optimizer(
         raise UsageError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
     trainable = [p for p in parameters if p.requires_grad]
     options: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    exempt = {id(p) for p in without_decay}
+    groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in exempt]}]
+    if exempt:
+        groups.append({"params": [p for p in trainable if id(p) in exempt], "weight_decay": 0.0})
     try:
         if name == "Adamax":
-            return torch.optim.Adamax(trainable, foreach=True, **options)
+            return torch.optim.Adamax(groups, foreach=True, **options)
         apex_adam = _apex_fused_adam() if all(p.is_cuda for p in trainable) else None
         if apex_adam is not None:
-            optimizer = apex_adam(trainable, adam_w_mode=name == "AdamW", **options)
+            optimizer = apex_adam(groups, adam_w_mode=name == "AdamW", **options)
             keep_native_state_layout(optimizer)
             return optimizer
         native = torch.optim.AdamW if name == "AdamW" else torch.optim.Adam
-        return native(trainable, fused=True, **options)
+        return native(groups, fused=True, **options)
     except ValueError as error:
         raise UsageError(f"optimizer {name}: {error}; correct the optimiser's settings") from None
 
@@ -63,6 +70,28 @@ def warmed_up_learning_rate(base: float, n_warmup_iters: int, step: int) -> floa
     the parameters do not), as in the training of CLD (arXiv 2112.07068) and ScoreFlow (arXiv 2101.09258).
     """
     return base * min(step / n_warmup_iters, 1.0) if n_warmup_iters > 0 else base
+
+
+def linear_learning_rate(
+    base: float, n_warmup_iters: int, step: int, *, n_steps: int | None = None, lowest: float = 1e-8
+) -> float:
+    """Linear from ``lowest`` to ``base`` over the warm-up, then constant, or linear to ``lowest`` at ``n_steps``.
+
+    As in the training of VDM (arXiv 2107.00630) and i-DODE (arXiv 2305.03935).
+
+    Args:
+        base: learning rate at the end of the warm-up.
+        n_warmup_iters: steps of the warm-up.
+        step: number of completed updates.
+        n_steps: where the decay ends; None is no decay.
+        lowest: learning rate at both ends.
+    """
+    if step < n_warmup_iters:
+        return lowest + (base - lowest) * step / n_warmup_iters
+    if n_steps is None:
+        return base
+    share = (step - n_warmup_iters) / max(n_steps - n_warmup_iters, 1)
+    return base + (lowest - base) * min(share, 1.0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 from util.import_checkpoint.cld import import_cld
+from util.import_checkpoint.idode import import_idode
 from util.snapshot import write_snapshot
 
-IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {"cld": import_cld}
+IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {"cld": import_cld, "idode": import_idode}
 """For each program, what makes the state of a snapshot of its files."""
 
 

@@ -86,8 +86,9 @@ def snapshot_state(
     step: int,
     networks: dict[str, dict[str, torch.Tensor]],
     emas: dict[str, dict[str, Any]],
+    optimizers: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """A snapshot without optimiser states: it can be evaluated, and other runs can start from its weights.
+    """A snapshot. Without optimiser states it can be evaluated, and other runs can start from its weights.
 
     Args:
         system: ours, for ``--system``.
@@ -95,13 +96,14 @@ def snapshot_state(
         step: training step.
         networks: state_dict of each network.
         emas: for each network ``{"decay", "n_updates", "shadow"}``.
+        optimizers: state_dict of each network's optimiser, with which training can go on.
     """
     return {
         "step": step,
         "config": {"imported_from": source.name, "system": system},
         "networks": networks,
         "emas": emas,
-        "optimizers": {},
+        "optimizers": optimizers or {},
         "scaler": {},
         "versions": {
             "python": platform.python_version(),

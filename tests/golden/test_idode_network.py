@@ -1,0 +1,98 @@
+"""The VDM U-Net: output, derivative, intermediates, and the parameter lists of the published models."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.vdm_unet import VDMUNet, VDMUNetSettings, fourier_features
+from tests.golden.idode_setup import assert_near, images
+from tests.golden.vectors import load
+from util.import_checkpoint.idode import from_flax, vdm_unet_shapes
+from util.named_shapes import shapes
+
+FILES = ["vdm_unet_att0", "vdm_unet_att1", "vdm_unet_att1_scaled"]
+TOLERANCE = {"f32": 5e-4, "f64": 1e-9}
+
+
+def make_network(arrays) -> VDMUNet:
+    settings = VDMUNetSettings(
+        n_image_channels=arrays["in/z"].shape[-1],
+        gamma_min=float(arrays["cfg/gamma_min"]),
+        gamma_max=float(arrays["cfg/gamma_max"]),
+        n_channels=int(arrays["cfg/sm_n_embd"]),
+        n_resblocks=int(arrays["cfg/sm_n_layer"]),
+        with_attention=bool(arrays["cfg/with_attention"]),
+        with_fourier_features=bool(arrays["cfg/with_fourier_features"]),
+    )
+    network = VDMUNet(settings).eval()
+    parameters = {
+        key.removeprefix("params/"): torch.from_numpy(array)
+        for key, array in arrays.items()
+        if key.startswith("params/")
+    }
+    network.load_state_dict(dict(from_flax(path, tensor) for path, tensor in parameters.items()))
+    return network
+
+
+@pytest.mark.parametrize("precision", ["f32", "f64"])
+@pytest.mark.parametrize("name", FILES)
+def test_everything(name, precision):
+    arrays = load("idode", name)
+    dtype, tolerance = {"f32": torch.float32, "f64": torch.float64}[precision], TOLERANCE[precision]
+    network = make_network(arrays).to(dtype)
+    z = images(arrays["in/z"]).to(dtype).requires_grad_()
+    gamma, conditioning = (torch.from_numpy(arrays[f"in/{name}"]).to(dtype) for name in ("g", "conditioning"))
+    found = {"mid/fourier": fourier_features(z)}
+
+    def record(name):
+        return lambda _module, _inputs, output: found.setdefault(f"mid/{name}", output)
+
+    for module_name, module in network.named_modules():
+        if f"{precision}/mid/{module_name}" in arrays:
+            module.register_forward_hook(record(module_name))
+    y = network(z, gamma, conditioning)
+    (vjp,) = torch.autograd.grad((y * images(arrays["in/vjp_w"]).to(dtype)).sum(), z)
+    scalar = torch.full_like(gamma, float(arrays["in/scalar_gamma"]))
+    found |= {"out/y": y, "out/vjp_z": vjp, "out/y_scalar_gamma": network(z, scalar, conditioning)}
+    assert len(found) > 8
+    for key, value in found.items():
+        assert_near(value, arrays[f"{precision}/{key}"], tolerance, key)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet32", "cifar10_aug"])
+def test_published_names_and_shapes(name):
+    folder = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "vectors")
+    header, *lines = (folder / "idode" / f"shapes_vdm_{name}.txt").read_text().splitlines()
+    expected = {}
+    for line in lines:
+        if not line.startswith("#"):
+            path, shape = line.split("\t")
+            expected[path.removeprefix("score_model/")] = tuple(map(int, re.findall(r"\d+", shape)))
+    n_tensors, n_parameters = map(int, re.search(r"(\d+) tensors, (\d+) parameters", header).groups())
+    settings = VDMUNetSettings(
+        n_image_channels=expected["conv_out/bias"][0],
+        gamma_min=-13.3,
+        gamma_max=5.0,
+        n_channels=expected["conv_in/bias"][0],
+        n_resblocks=sum(bool(re.fullmatch(r"down\.block_\d+/conv1/bias", path)) for path in expected),
+        with_attention="down.attn_0/q/bias" in expected,
+        with_fourier_features=expected["conv_in/kernel"][2] != expected["conv_out/bias"][0],
+    )
+    with torch.device("meta"):
+        network = VDMUNet(settings)
+        published = dict(from_flax(path, torch.empty(shape)) for path, shape in expected.items())
+    ours = shapes(dict(network.named_parameters()))
+    assert ours == shapes(published)
+    assert len(ours) == n_tensors
+    assert sum(parameter.numel() for parameter in network.parameters()) == n_parameters
+    by_importer = vdm_unet_shapes(
+        settings.n_image_channels,
+        expected["conv_in/kernel"][2],
+        settings.n_channels,
+        settings.n_resblocks,
+        settings.with_attention,
+    )
+    assert list(by_importer.items()) == list(ours.items())
