@@ -44,8 +44,12 @@ def test_the_command(tmp_path):
     images, others = make_images(10, 4), make_images(3, 4, seed=1)
     write_tfrecords(tmp_path / "tfr" / "train", images, n_files=3)
     write_tfrecords(tmp_path / "tfr" / "validation", others, n_files=1)
-    for split in ("train", "validation"):
-        command = [sys.executable, "-m", "util.convert_to_lmdb", *arguments(tmp_path, split)]
+    published = [
+        "util/convert_tfrecord_to_lmdb.py", "--dataset=celeba", f"--tfr_path={tmp_path / 'tfr'}",
+        f"--lmdb_path={tmp_path / 'lmdb'}", "--split=validation",
+    ]  # fmt: skip
+    for words in (["-m", "util.convert_to_lmdb", *arguments(tmp_path, "train")], published):
+        command = [sys.executable, *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert "complete" in done.stdout
