@@ -6,6 +6,10 @@ import torch
 
 from diffusion.kernel import noise_multiplier
 from diffusion.process import Process, ScoreFunction, expand
+from diffusion.ve import VarianceExploding
+
+LABEL_SCALE = 999.0
+"""Time labels of networks that were made for chains of 1,000 steps run from 0 to this."""
 
 
 def make_score(
@@ -29,5 +33,34 @@ def make_score(
         output = network(u.float(), t.float()).float()
         learned = expand(noise_multiplier(process, t).float(), output) * output
         return process.analytic_score(u, t) + learned if mixed else learned
+
+    return score
+
+
+def time_label(process: Process, t: torch.Tensor) -> torch.Tensor:
+    """What networks of the score-based models of Song et al. (arXiv 2011.13456, Appendix H) are told of the time: sigma
+    for the variance-exploding process, 999 t for others. t float64 (B,), result like t."""
+    return process.sigma(t) if isinstance(process, VarianceExploding) else LABEL_SCALE * t
+
+
+def make_labelled_score(
+    process: Process, network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> ScoreFunction:
+    """The score of a network that sees ``time_label`` (Song et al., arXiv 2011.13456, Appendix H).
+
+    Args:
+        network: network(u, label), u (B, C, ...) as given to the score and label float64 (B,), to (B, C, ...). For the
+            variance-exploding process that is the score itself, for others the noise z of the kernel, of which the
+            score is made as -z / std.
+
+    Returns:
+        score(u, t) with t float64 (B,), in the dtype of the network's output.
+    """
+
+    def score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        output = network(u, time_label(process, t))
+        if isinstance(process, VarianceExploding):
+            return output
+        return expand(noise_multiplier(process, t).to(output.dtype), output) * output
 
     return score
