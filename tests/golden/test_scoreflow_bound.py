@@ -45,13 +45,13 @@ class RecordedDraws:
         self.normals = iter([channels_first(values) for values in normals])
         self.signs = iter(channels_first(ARRAYS["in/probe"]))
 
-    def uniform(self, *shape, dtype):
+    def uniform(self, *_shape, dtype):
         return next(self.uniforms).to(dtype)
 
-    def normal(self, *shape):
+    def normal(self, *_shape):
         return next(self.normals)
 
-    def rademacher(self, *shape):
+    def rademacher(self, *_shape):
         return next(self.signs)
 
 
