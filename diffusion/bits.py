@@ -88,3 +88,11 @@ def in_bits_per_dimension(
         return converted
     scaling = torch.full_like(next(iter(terms.values())), scale.offset)
     return {**converted, "scaling": scaling}
+
+
+def probabilities_in_bits_per_dimension(terms: dict[str, torch.Tensor], n_dimensions: int) -> dict[str, torch.Tensor]:
+    """Terms of the negative log-probability of grey levels, each float64 (B,) in nats, in bits/dim.
+
+    Unlike a density in data space, a probability does not change with the unit of length.
+    """
+    return {name: values / (n_dimensions * math.log(2)) for name, values in terms.items()}

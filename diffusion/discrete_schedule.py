@@ -36,13 +36,29 @@ class DiscreteSchedule:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def alphas_bar_before(self) -> torch.Tensor:
+        """float64 (M,), ``alphas_bar`` of the label before; before the first are the clean data."""
+        return torch.cat([self.alphas_bar.new_ones(1), self.alphas_bar[:-1]])
+
+    @property
+    def one_minus_alphas_bar_before(self) -> torch.Tensor:
+        """float64 (M,), ``one_minus_alphas_bar`` of the label before; before the first are the clean data."""
+        return torch.cat([self.one_minus_alphas_bar.new_zeros(1), self.one_minus_alphas_bar[:-1]])
+
+    @property
+    def posterior_variances(self) -> torch.Tensor:
+        """float64 (M,), variance of the state one label before given the state and the data; 0 before the first.
+
+        Ho et al., arXiv 2006.11239, equation 7.
+        """
+        return self.betas * self.one_minus_alphas_bar_before / self.one_minus_alphas_bar
+
     def subset(self, labels: torch.Tensor) -> DiscreteSchedule:
         """The schedule that visits only these labels (int64, increasing)."""
-        alphas_bar = self.alphas_bar[labels]
-        earlier = torch.cat([alphas_bar.new_ones(1), alphas_bar[:-1]])
-        return DiscreteSchedule(
-            self.labels[labels], 1 - alphas_bar / earlier, alphas_bar, self.one_minus_alphas_bar[labels]
-        )
+        alphas_bar, one_minus = self.alphas_bar[labels], self.one_minus_alphas_bar[labels]
+        betas = torch.cat([one_minus[:1], 1 - alphas_bar[1:] / alphas_bar[:-1]])
+        return DiscreteSchedule(self.labels[labels], betas, alphas_bar, one_minus)
 
     def to(self, device: torch.device | str) -> DiscreteSchedule:
         """The same on another device."""

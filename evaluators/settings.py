@@ -39,6 +39,7 @@ def settings_from(config: Config) -> EvaluationSettings:
         published_behaviour=run.published_behaviour,
         method_settings={
             **asdict(config.process),
+            **asdict(config.discrete),
             **asdict(config.objective),
             **asdict(config.sampling),
             **asdict(config.likelihood),

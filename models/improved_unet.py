@@ -22,24 +22,24 @@ class ImprovedUNetSettings(UNetSettings):
     """As ``UNetSettings``, and:
 
     Attributes:
-        n_heads: of every attention block.
+        num_heads: of every attention block.
         learn_sigma: whether the last layer has C more outputs, an interpolation of variances that this program
             does not use. They are in the weights so that published checkpoints fit, and get no gradient.
         use_scale_shift_norm: the embedding scales and shifts the output of a block's second group norm, instead of
             being added before it.
     """
 
-    n_heads: int = 4
+    num_heads: int = 4
     learn_sigma: bool = False
     use_scale_shift_norm: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for width in self.widths:
-            if self.n_heads < 1 or width % self.n_heads:
+            if self.num_heads < 1 or width % self.num_heads:
                 raise UsageError(
-                    f"n_heads {self.n_heads} does not divide a level of {width} channels; change n_heads, n_channels "
-                    "or ch_mult"
+                    f"num_heads {self.num_heads} does not divide a level of {width} channels; change num_heads, "
+                    "n_channels or ch_mult"
                 )
 
 
@@ -93,7 +93,7 @@ class _AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, settings: ImprovedUNetSettings) -> None:
         super().__init__()
-        self.n_heads = settings.n_heads
+        self.num_heads = settings.num_heads
         self.norm = _group_norm(channels, settings)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
@@ -101,7 +101,7 @@ class _AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pixels = self.qkv(self.norm(x).flatten(2))
         # The channels of one head are its query, key and value in turn.
-        heads = pixels.unflatten(1, (self.n_heads, -1)).transpose(2, 3)
+        heads = pixels.unflatten(1, (self.num_heads, -1)).transpose(2, 3)
         query, key, value = heads.chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(2, 3).flatten(1, 2)
         return x + self.proj_out(attended).reshape(x.shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from trainers.cld import ScoreMatching, check_cld
+from trainers.ddpm import NoisePrediction, check_ddpm
 from trainers.method import Method
 from util.config import Config
 from util.distributed import Distributed
@@ -28,6 +29,7 @@ class System:
 
 SYSTEMS: dict[str, System] = {
     "cld": System(check_cld, ScoreMatching),
+    "ddpm": System(check_ddpm, NoisePrediction),
 }
 
 

@@ -46,7 +46,7 @@ def _check_sampling(config: Config) -> None:
     check_solver(likelihood.likelihood_solver, likelihood.likelihood_n_steps or None)
     if likelihood.likelihood_hutchinson_type == "exact" and config.data.is_image:
         raise UsageError("--likelihood_hutchinson_type exact is for points; use rademacher for images")
-    if sampling.sampling_method != "ode" and sampling.denoising and sampling.n_discrete_steps < 2:
+    if sampling.sampling_method in ("em", "sscs") and sampling.denoising and sampling.n_discrete_steps < 2:
         raise UsageError("--n_discrete_steps 1 leaves no step before the denoising one; give at least 2")
 
 

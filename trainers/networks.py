@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
+from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from util.config import Config
@@ -84,3 +87,53 @@ def make_score_network(config: Config, in_channels: int, out_channels: int, devi
         return MLP(in_channels, out_channels, n_hidden=options.n_hidden, n_layers=options.n_layers)
 
     return seeded(make, config.run.seed, device, config.data.is_image)
+
+
+def noise_network_settings(config: Config) -> DDPMUNetSettings | ImprovedUNetSettings:
+    """Settings of a network that predicts noise from discrete labels; making them checks them.
+
+    Raises:
+        UsageError: settings that cannot work together, or a network of another kind.
+    """
+    options, data = config.network, config.data
+    if options.name not in ("ddpm_unet", "improved_unet"):
+        raise UsageError(
+            f"--name {options.name} does not take the labels of discrete steps; use ddpm_unet or improved_unet with "
+            f"--system {config.run.system}"
+        )
+    common: dict[str, Any] = {
+        "image_channels": data.image_channels,
+        "image_size": data.image_size,
+        "n_channels": options.n_channels,
+        "ch_mult": tuple(options.ch_mult),
+        "n_resblocks": options.n_resblocks,
+        "attn_resolutions": tuple(options.attn_resolutions),
+        "n_groups": options.n_groups,
+        "group_norm_eps": options.group_norm_eps,
+        "dropout": options.dropout,
+    }
+    if options.name == "ddpm_unet":
+        if options.learn_sigma:
+            raise UsageError("--learn_sigma: ddpm_unet has no variance outputs; use improved_unet, or leave it out")
+        return DDPMUNetSettings(**common)
+    return ImprovedUNetSettings(
+        **common,
+        num_heads=options.num_heads,
+        learn_sigma=options.learn_sigma,
+        use_scale_shift_norm=options.use_scale_shift_norm,
+    )
+
+
+def make_noise_network(config: Config, device: torch.device) -> nn.Module:
+    """A U-Net that takes images (B, C, H, W) and labels (B,) and predicts the noise in the images.
+
+    Args:
+        config: checked.
+        device: where the network goes.
+    """
+    settings = noise_network_settings(config)
+
+    def make() -> nn.Module:
+        return DDPMUNet(settings) if isinstance(settings, DDPMUNetSettings) else ImprovedUNet(settings)
+
+    return seeded(make, config.run.seed, device)

@@ -23,6 +23,7 @@ from util.errors import UsageError
 from util.options import (
     GROUPS,
     DataOptions,
+    DiscreteOptions,
     EvaluationOptions,
     LaunchOptions,
     LikelihoodOptions,
@@ -44,6 +45,7 @@ class Config:
     launch: LaunchOptions = field(default_factory=LaunchOptions)
     data: DataOptions = field(default_factory=DataOptions)
     process: ProcessOptions = field(default_factory=ProcessOptions)
+    discrete: DiscreteOptions = field(default_factory=DiscreteOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)

@@ -44,7 +44,7 @@ def option(
 class RunOptions:
     """What to do and where."""
 
-    system: str = option("cld", "published system", choices=("cld",))
+    system: str = option("cld", "published system", choices=("cld", "ddpm"))
     mode: str = option(
         "train", "train a model, continue a training run, evaluate a snapshot, or draw samples from one",
         choices=("train", "continue", "eval", "sample"), defines_run=False,
@@ -158,6 +158,30 @@ class ProcessOptions:
 
 
 @dataclass
+class DiscreteOptions:
+    """Diffusion in discrete steps (ddpm), and samplers that visit some of them."""
+
+    noise_schedule: str = option("linear", "variances of the steps", choices=("linear", "cosine"))
+    diffusion_steps: int = option(1000, "number of steps T", minimum=1)
+    rescale_timesteps: bool = option(False, "label step k as 1000 k / T instead of k for the network")
+    skip_type: str = option(
+        "uniform", "which steps n_discrete_steps samplers visit: equally spaced, or closer near the data",
+        choices=("uniform", "quad"),
+    )  # fmt: skip
+    ddim_eta: float = option(0.0, "noise of DDIM: 0 is none, 1 that of ancestral sampling", minimum=0.0, maximum=1.0,
+                             defines_run=False)  # fmt: skip
+    model_var_type: str = option(
+        "fixed-small", "variance of ancestral steps: of the posterior given the data, or of the forward step",
+        choices=("fixed-small", "fixed-large"), defines_run=False,
+    )  # fmt: skip
+    clip_denoised: bool = option(True, "clip predictions of the data to [-1, 1]", defines_run=False)
+    bound_n_labels: int = option(
+        0, "steps at which the NELBO is evaluated, one drawn in each of as many equal ranges; 0 is every step",
+        minimum=0, defines_run=False,
+    )  # fmt: skip
+
+
+@dataclass
 class ObjectiveOptions:
     """Training objective."""
 
@@ -175,11 +199,22 @@ class ObjectiveOptions:
 class NetworkOptions:
     """Network. Options of the published settings that allow one value here are checked, not silently ignored."""
 
-    name: str = option("ncsnpp", "ncsnpp for images, mlp for points", choices=("ncsnpp", "mlp"))
-    n_channels: int = option(128, "base width (ncsnpp)", minimum=4)
-    ch_mult: list[int] = option([1, 2, 2, 2], "width of each level in units of n_channels (ncsnpp)", minimum=1)
-    n_resblocks: int = option(8, "residual blocks of each level (ncsnpp)", minimum=1)
-    attn_resolutions: list[int] = option([16], "resolutions with attention (ncsnpp)", minimum=1)
+    name: str = option(
+        "ncsnpp", "ncsnpp for images, mlp for points; ddpm_unet (ddpm-torch) or improved_unet (improved-diffusion) for "
+        "discrete diffusion", choices=("ncsnpp", "mlp", "ddpm_unet", "improved_unet"),
+    )  # fmt: skip
+    n_channels: int = option(128, "base width (image networks)", minimum=4)
+    ch_mult: list[int] = option([1, 2, 2, 2], "width of each level in units of n_channels (image networks)", minimum=1)
+    n_resblocks: int = option(8, "residual blocks of each level (image networks)", minimum=1)
+    attn_resolutions: list[int] = option([16], "resolutions with attention (image networks)", minimum=1)
+    n_groups: int = option(32, "groups of the group norms (ddpm_unet, improved_unet)", minimum=1)
+    group_norm_eps: float = option(
+        1e-5, "added to variances in group norms: 1e-5 in HSIVI and improved-diffusion, 1e-6 in newer ddpm-torch "
+        "(ddpm_unet, improved_unet)", above=0.0,
+    )  # fmt: skip
+    num_heads: int = option(4, "attention heads (improved_unet)", minimum=1)
+    learn_sigma: bool = option(False, "weights for unused variance outputs, as published networks have (improved_unet)")
+    use_scale_shift_norm: bool = option(True, "labels scale and shift group norms instead of adding (improved_unet)")
     resamp_with_conv: bool = option(True, "convolve where resolution changes (ncsnpp)", choices=(True,))
     use_fir: bool = option(True, "resample with the FIR filter fir_kernel (ncsnpp)")
     fir_kernel: list[int] = option([1, 3, 3, 1], "taps of the FIR filter (ncsnpp)", minimum=0)
@@ -195,7 +230,7 @@ class NetworkOptions:
     conv_size: int = option(3, "convolution size in pixels (ncsnpp)", choices=(3,))
     embedding_type: str = option("fourier", "time embedding (ncsnpp)", choices=("fourier", "positional"))
     fourier_scale: float = option(16.0, "scale of the Fourier frequencies (ncsnpp)", above=0.0)
-    dropout: float = option(0.1, "dropout probability (ncsnpp)", minimum=0.0, maximum=0.999)
+    dropout: float = option(0.1, "dropout probability (image networks)", minimum=0.0, maximum=0.999)
     n_hidden: int = option(256, "width (mlp)", minimum=1)
     n_layers: int = option(4, "hidden blocks (mlp)", minimum=1)
 
@@ -261,8 +296,8 @@ class SamplingOptions:
     """Sampling."""
 
     sampling_method: str = option(
-        "ode", "probability-flow ODE, Euler-Maruyama, or symmetric splitting (cld)", choices=("ode", "em", "sscs"),
-        defines_run=False,
+        "ode", "probability-flow ODE, Euler-Maruyama, or symmetric splitting (cld); ancestral or DDIM (ddpm)",
+        choices=("ode", "em", "sscs", "ancestral", "ddim"), defines_run=False,
     )  # fmt: skip
     sampling_solver: str = option("RK45", "ODE solver (ode)", defines_run=False)
     sampling_rtol: float = option(1e-5, "relative tolerance of the solver (ode)", above=0.0, defines_run=False)
@@ -271,7 +306,7 @@ class SamplingOptions:
         0, "steps of a fixed-step sampling_solver such as rk4 (ode); 0 for adaptive solvers", minimum=0,
         defines_run=False,
     )  # fmt: skip
-    n_discrete_steps: int = option(500, "network evaluations (em, sscs)", minimum=1, defines_run=False)
+    n_discrete_steps: int = option(500, "network evaluations (em, sscs, ancestral, ddim)", minimum=1, defines_run=False)
     striding: str = option("linear", "spacing of the steps (em, sscs)", choices=("linear", "quadratic"),
                            defines_run=False)  # fmt: skip
     sampling_eps: float = option(1e-3, "time at which sampling stops, of [0, 1]", minimum=0.0, maximum=0.5,
@@ -341,6 +376,7 @@ GROUPS: dict[str, type] = {
     "launch": LaunchOptions,
     "data": DataOptions,
     "process": ProcessOptions,
+    "discrete": DiscreteOptions,
     "objective": ObjectiveOptions,
     "network": NetworkOptions,
     "optimization": OptimizationOptions,

@@ -52,7 +52,7 @@ def improved_settings(recorded) -> ImprovedUNetSettings:
         n_resblocks=int(recorded["config/num_res_blocks"]),
         attn_resolutions=tuple(image_size // factor for factor in recorded["config/attention_resolutions"].tolist()),
         n_groups=int(recorded["config/num_groups"]),
-        n_heads=int(recorded["config/num_heads"]),
+        num_heads=int(recorded["config/num_heads"]),
         learn_sigma=int(recorded["config/out_channels"]) == 2 * channels,
         use_scale_shift_norm=bool(recorded["config/use_scale_shift_norm"]),
     )
@@ -159,7 +159,7 @@ def full_size(name: str, heading: str) -> nn.Module:
                 ch_mult=numbers("channel_mult="),
                 n_resblocks=number("num_res_blocks"),
                 attn_resolutions=tuple(image_size // factor for factor in numbers("downsampling factors ")),
-                n_heads=number("num_heads"),
+                num_heads=number("num_heads"),
                 learn_sigma=True,
             )
         )

@@ -11,9 +11,15 @@ from typing import Any
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 from util.import_checkpoint.cld import import_cld
 from util.import_checkpoint.idode import import_idode
+from util.import_checkpoint.unets import import_ddpm_torch, import_improved_diffusion
 from util.snapshot import write_snapshot
 
-IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {"cld": import_cld, "idode": import_idode}
+IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {
+    "cld": import_cld,
+    "ddpm_torch": import_ddpm_torch,
+    "idode": import_idode,
+    "improved_diffusion": import_improved_diffusion,
+}
 """For each program, what makes the state of a snapshot of its files."""
 
 
@@ -40,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m util.import_checkpoint",
         description="Turn a published checkpoint into a snapshot that --ckpt_file accepts.",
     )
-    parser.add_argument("system", choices=sorted(IMPORTERS), help="program that wrote the checkpoint")
+    programs = sorted(IMPORTERS)
+    parser.add_argument(
+        "system", metavar="SYSTEM", choices=programs, help=f"program that wrote the checkpoint: {', '.join(programs)}"
+    )
     parser.add_argument("sources", metavar="IN", type=Path, nargs="+", help="file or files of the published checkpoint")
     parser.add_argument("target", metavar="OUT", type=Path, help="snapshot to write")
     options = parser.parse_args(arguments)

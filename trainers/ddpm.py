@@ -1,0 +1,188 @@
+"""Noise prediction in discrete steps (DDPM, arXiv 2006.11239), sampled by ancestral sampling or DDIM."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffusion.bits import PixelScale, probabilities_in_bits_per_dimension
+from diffusion.ddim import ancestral, ddim
+from diffusion.ddpm import PredictNoise, noise_prediction_loss
+from diffusion.discrete_bound import variational_bound
+from diffusion.discrete_schedule import choose_labels, make_schedule
+from trainers.gradients import GradientReducer
+from trainers.method import LogLikelihood, Samples
+from trainers.networks import make_noise_network, noise_network_settings
+from trainers.state import TrainingState
+from trainers.update import make_scaler, make_updater, update, with_autocast
+from util.config import Config
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.errors import UsageError
+from util.noise import Noise
+
+LARGEST_LABEL = 1000
+"""To which ``--rescale_timesteps`` scales labels."""
+
+N_STATES_OF_TRAJECTORY = 10
+
+
+def check_ddpm(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    data, discrete, sampling = config.data, config.discrete, config.sampling
+    if not data.is_image:
+        raise UsageError("--system ddpm needs images; use --system cld for points")
+    if not data.center_image:
+        raise UsageError("--system ddpm clips and counts grey levels on [-1, 1]; leave center_image true")
+    if data.uniform_dequantization:
+        raise UsageError("--uniform_dequantization: the bound of ddpm is on grey levels themselves; leave it out")
+    if sampling.sampling_method not in ("ancestral", "ddim"):
+        raise UsageError(f"--sampling_method {sampling.sampling_method}: use ancestral or ddim with --system ddpm")
+    make_schedule(discrete.noise_schedule, discrete.diffusion_steps)
+    choose_labels(discrete.skip_type, sampling.n_discrete_steps, discrete.diffusion_steps)
+    noise_network_settings(config)
+
+
+def label_scale(config: Config) -> float:
+    """What the network is told for step 1."""
+    return LARGEST_LABEL / config.discrete.diffusion_steps if config.discrete.rescale_timesteps else 1.0
+
+
+class NoisePrediction:
+    """The ``ddpm`` system; see ``trainers.method.Method``.
+
+    Args:
+        config: checked.
+        distributed: this process's place.
+    """
+
+    unit = "bits/dim"
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.device = distributed.device
+        data, discrete, optimization = config.data, config.discrete, config.optimization
+        self.data_shape = (data.image_channels, data.image_size, data.image_size)
+        self.scale = PixelScale(centered=True)
+        self.schedule = make_schedule(
+            discrete.noise_schedule, discrete.diffusion_steps, config.run.published_behaviour
+        ).to(self.device)
+        self.network = make_noise_network(config, self.device)
+        self.updater = make_updater(self.network, optimization)
+        self._reducer = GradientReducer(self.network.parameters(), distributed)
+        self.state = TrainingState(
+            networks={"noise": self.network},
+            emas={"noise": self.updater.ema},
+            optimizers={"noise": self.updater.optimizer},
+            scaler=make_scaler(optimization, self.device),
+        )
+        self.likelihoods = {"nelbo": self.nelbo}
+        training_network: Callable[..., torch.Tensor] = self.network
+        if optimization.compile:
+            training_network = torch.compile(self.network)
+        self._training_prediction = self._prediction(training_network, optimization.autocast_train)
+        self._sampling_prediction = self._prediction(self.network, optimization.autocast_eval)
+        self._exact_prediction = self._prediction(self.network, autocast=False)
+
+    def _prediction(self, network: Callable[..., torch.Tensor], autocast: bool) -> PredictNoise:
+        called = with_autocast(network, self.device, self.config.optimization, autocast)
+        scale = label_scale(self.config)
+        return lambda state, labels: called(state, labels.double() * scale).float()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network in evaluation mode with its averaged weights."""
+        self.network.eval()
+        try:
+            with self.updater.ema.average_weights():
+                yield
+        finally:
+            self.network.train()
+
+    def _loss(self, predict_noise: PredictNoise, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The objective for each sample, float64 (B,)."""
+        labels = noise.integers(len(self.schedule))
+        return noise_prediction_loss(
+            predict_noise, self.schedule, _on_interval(batch), labels, noise.normal(*self.data_shape)
+        )
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of the network."""
+        run, step = self.config.run, self.state.step
+
+        def loss_of(batch: MicroBatch) -> torch.Tensor:
+            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
+            losses = self._loss(self._training_prediction, batch.data, noise)
+            return (losses.sum() / self.config.training.total_batch_size).float()
+
+        losses = [partial(loss_of, batch) for batch in micro_batches]
+        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
+        self.state.step += 1
+        return metrics
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The training objective with the averaged weights, float64 (B,)."""
+        with self._averaged(), torch.no_grad():
+            return self._loss(self._sampling_prediction, batch, noise)
+
+    def sample(self, noise: Noise) -> Samples:
+        """Samples by ``--sampling_method``, one for each entry of ``noise``."""
+        data, n_evaluations = self._draw(noise)
+        return Samples(self.scale.to_unit_interval(data).float(), n_evaluations)
+
+    def trajectory(self, noise: Noise) -> dict[str, torch.Tensor]:
+        """States on their way to a sample, and the data predicted from them, at up to ten steps."""
+        n_steps = self.config.sampling.n_discrete_steps
+        n_shown = min(n_steps, N_STATES_OF_TRAJECTORY)
+        shown = {n_steps - 1 - number * n_steps // n_shown for number in range(n_shown)}
+        states: dict[str, list[torch.Tensor]] = {"state": [], "predicted data": []}
+
+        def keep(step: int, state: torch.Tensor, data: torch.Tensor) -> None:
+            if step in shown:
+                states["state"].append(state)
+                states["predicted data"].append(data)
+
+        self._draw(noise, on_step=keep)
+        return {name: self.scale.to_unit_interval(torch.stack(images, dim=1)) for name, images in states.items()}
+
+    def _draw(
+        self, noise: Noise, on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
+    ) -> tuple[torch.Tensor, int]:
+        discrete, sampling = self.config.discrete, self.config.sampling
+        labels = choose_labels(discrete.skip_type, sampling.n_discrete_steps, len(self.schedule)).to(self.device)
+        common: dict[str, Any] = {
+            "normal": lambda: noise.normal(*self.data_shape),
+            "clip": discrete.clip_denoised,
+            "on_step": on_step,
+        }
+        arguments = (self._sampling_prediction, self.schedule.subset(labels), noise.normal(*self.data_shape))
+        with self._averaged():
+            if sampling.sampling_method == "ddim":
+                return ddim(*arguments, eta=discrete.ddim_eta, **common)
+            return ancestral(*arguments, variance=discrete.model_var_type, **common)
+
+    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """The variational bound on the grey levels, for ancestral sampling over all steps."""
+        discrete = self.config.discrete
+        with self._averaged():
+            nats, n_evaluations = variational_bound(
+                self._exact_prediction,
+                self.schedule,
+                _on_interval(batch),
+                normal=lambda: noise.normal(*self.data_shape),
+                uniform=lambda: noise.uniform(dtype=torch.float64),
+                variance=discrete.model_var_type,
+                clip=discrete.clip_denoised,
+                n_labels=discrete.bound_n_labels or None,
+            )
+        terms = probabilities_in_bits_per_dimension(nats, batch[0].numel())
+        return LogLikelihood(torch.stack(list(terms.values())).sum(0), terms, n_evaluations)
+
+
+def _on_interval(pixels: torch.Tensor) -> torch.Tensor:
+    """Grey levels uint8 (B, C, H, W) on [-1, 1], float64."""
+    return pixels.double() / 127.5 - 1
