@@ -1,0 +1,125 @@
+"""The residual branch g and products with its Jacobian, in closed form.
+
+The 3x3 convolutions have few channels on their outer side, so they are matrix products with patches of 3x3 pixels, and
+the 1x1 convolution between them is one with the pixels' hidden values. A product with the Jacobian is then three
+matrix products with the slopes of the activations between them, which one forward pass provides for all products.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+TWO_PI = 2 * math.pi
+
+
+def sine(v: torch.Tensor) -> torch.Tensor:
+    """sin(2 pi v) / (2 pi), whose slope is at most 1."""
+    return torch.sin(TWO_PI * v) / TWO_PI
+
+
+def sine_slope(v: torch.Tensor) -> torch.Tensor:
+    """The derivative of ``sine``."""
+    return torch.cos(TWO_PI * v)
+
+
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """The zero-padded 3x3 surroundings of every pixel: (..., C, H, W) to (..., H W, 9 C), ordered (C, 3, 3)."""
+    columns = F.unfold(x.flatten(0, -4), 3, padding=1)
+    return columns.transpose(1, 2).unflatten(0, x.shape[:-3])
+
+
+def from_patches(columns: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The transpose of ``patches``: (..., H W, 9 C) to (..., C, H, W), overlapping contributions added."""
+    images = F.fold(columns.flatten(0, -3).transpose(1, 2), size, 3, padding=1)
+    return images.unflatten(0, columns.shape[:-2])
+
+
+@dataclass(frozen=True)
+class Branch:
+    """g with its bounded kernels as matrices; n hidden channels.
+
+    Attributes:
+        first: (n, 9 C), the convolution from patches to hidden values.
+        first_bias: (n,).
+        middle: (n, n), from the conditioned hidden values to the second ones.
+        middle_bias: (n,).
+        last: (n, 9 C), from hidden values to what each pixel adds to its surroundings.
+        last_bias: (C,).
+        activates_input: whether an activation comes first.
+    """
+
+    first: torch.Tensor
+    first_bias: torch.Tensor
+    middle: torch.Tensor
+    middle_bias: torch.Tensor
+    last: torch.Tensor
+    last_bias: torch.Tensor
+    activates_input: bool
+
+    def __call__(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """g(x), (B, C, H, W) like x, for the code's contribution (B, n) to the hidden values; differentiable."""
+        hidden = sine(F.linear(patches(sine(x) if self.activates_input else x), self.first, self.first_bias))
+        hidden = sine(F.linear(hidden + condition[:, None], self.middle, self.middle_bias))
+        return from_patches(hidden @ self.last, (x.shape[-2], x.shape[-1])) + self.last_bias[:, None, None]
+
+    def linearize(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Linearization]:
+        """g(x) and its Jacobian there; without gradient."""
+        with torch.no_grad():
+            inputs = sine(x) if self.activates_input else x
+            angles = F.linear(patches(inputs), self.first, self.first_bias).mul_(TWO_PI)
+            first_slope = angles.cos()
+            hidden = angles.sin_().div_(TWO_PI).add_(condition[:, None])
+            angles = F.linear(hidden, self.middle, self.middle_bias).mul_(TWO_PI)
+            middle_slope = angles.cos()
+            hidden = angles.sin_().div_(TWO_PI)
+            output = from_patches(hidden @ self.last, (x.shape[-2], x.shape[-1])) + self.last_bias[:, None, None]
+            input_slope = sine_slope(x) if self.activates_input else torch.ones((), dtype=x.dtype, device=x.device)
+        return output, Linearization(self, input_slope, first_slope, middle_slope)
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """The Jacobian J = dg/dx at one batch of points, as a linear map.
+
+    Attributes:
+        branch: whose Jacobian.
+        input_slope: of the activation of the input, (B, C, H, W), or the number 1.
+        first_slope, middle_slope: of the two activations of hidden values, (B, H W, n).
+    """
+
+    branch: Branch
+    input_slope: torch.Tensor
+    first_slope: torch.Tensor
+    middle_slope: torch.Tensor
+
+    @torch.no_grad()
+    def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
+        """J^T u for u (R, B, C, H, W): R vectors for each point."""
+        hidden = (patches(u) @ self.branch.last.T).mul_(self.middle_slope)
+        hidden = (hidden @ self.branch.middle).mul_(self.first_slope)
+        return from_patches(hidden @ self.branch.first, (u.shape[-2], u.shape[-1])) * self.input_slope
+
+    @torch.no_grad()
+    def stencils(self) -> torch.Tensor:
+        """What J^T makes of each pixel's patch, (B, H W, 9 C, 9 C).
+
+        It costs as much as 9 C products, after which a product costs next to nothing.
+        """
+        columns = self.branch.last.shape[1]
+        shape = (*self.first_slope.shape[:2], columns, columns)
+        result = self.first_slope.new_empty(shape)
+        for index in range(columns):
+            hidden = self.middle_slope * self.branch.last[:, index]
+            hidden = (hidden @ self.branch.middle).mul_(self.first_slope)
+            result[:, :, index] = hidden @ self.branch.first
+        return result
+
+    @torch.no_grad()
+    def transposed_product_by_stencils(self, stencils: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """As ``transposed_product``, with the result of ``stencils``."""
+        columns = patches(u).permute(1, 2, 0, 3) @ stencils
+        return from_patches(columns.permute(2, 0, 1, 3), (u.shape[-2], u.shape[-1])) * self.input_slope

@@ -1,0 +1,245 @@
+"""The whole flow: data to latents, given a code of each image, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.residual_flow.batch_norm import SumOverRanks, on_one_rank
+from models.residual_flow.noise import FlowNoise
+from models.residual_flow.posterior import CodePosterior
+from models.residual_flow.residual_block import InverseSettings, LogDeterminant, ResidualBlock
+from models.residual_flow.squeeze import squeeze, unsqueeze
+from util.errors import UsageError
+
+SMALLEST_SIDE = 4
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """What determines the flow; the defaults are those of CIFAR-10, except for the image.
+
+    Attributes:
+        image_channels, image_size: of data and latents.
+        squeeze_first: flow and encoder see the squeezed image (CelebA-64).
+        n_blocks: residual blocks at each resolution, the finest first.
+        hidden_channels: of the blocks.
+        code_size: entries of h.
+        encoder_planes: channels of the encoder's levels.
+        encoder_out_planes: channels of its result.
+        prior_hidden_size: width of the networks in p(h).
+        n_prior_steps: steps of p(h).
+
+    Raises:
+        UsageError: settings from which no flow can be built, in one line.
+    """
+
+    image_channels: int
+    image_size: int
+    squeeze_first: bool = False
+    n_blocks: tuple[int, ...] = (16, 16)
+    hidden_channels: int = 512
+    code_size: int = 64
+    encoder_planes: tuple[int, ...] = (48, 96, 96)
+    encoder_out_planes: int = 8
+    prior_hidden_size: int = 256
+    n_prior_steps: int = 2
+
+    def __post_init__(self) -> None:
+        positive = ("image_channels", "image_size", "hidden_channels", "code_size", "encoder_out_planes")
+        for name in (*positive, "prior_hidden_size", "n_prior_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"flow: {name} is {getattr(self, name)}; it has to be at least 1")
+        for name in ("n_blocks", "encoder_planes"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise UsageError(f"flow: {name} is {list(getattr(self, name))}; give numbers of at least 1")
+        if self.code_size % 2:
+            raise UsageError(f"flow: code_size is {self.code_size}; its couplings need an even number")
+        factor = 2 ** (len(self.n_blocks) - 1 + int(self.squeeze_first))
+        coarsest = self.image_size // factor
+        if self.image_size % factor or coarsest < SMALLEST_SIDE:
+            raise UsageError(
+                f"flow: an image of {self.image_size} does not suit {len(self.n_blocks)} resolutions"
+                f"{' after a squeeze' if self.squeeze_first else ''}; the coarsest needs at least {SMALLEST_SIDE} "
+                f"pixels a side: use a multiple of {factor} from {SMALLEST_SIDE * factor} on, or fewer"
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the first block and the encoder see."""
+        if self.squeeze_first:
+            return 4 * self.image_channels, self.image_size // 2, self.image_size // 2
+        return self.image_channels, self.image_size, self.image_size
+
+
+@dataclass(frozen=True)
+class FlowOutput:
+    """Attributes:
+    z: latents, shape and dtype of the data.
+    code: h, (B, code_size).
+    kl: log q(h | x) - log p(h), float64 (B,), a one-sample estimate.
+    log_determinants: of each block, float64 (B, n_blocks): an unbiased estimate of log|det dz/dx| ("series"), its
+        value ("exact"), or something whose gradient is unbiased ("surrogate"); zeros for "none".
+    """
+
+    z: torch.Tensor
+    code: torch.Tensor
+    kl: torch.Tensor
+    log_determinants: torch.Tensor
+
+    @property
+    def log_jacobian(self) -> torch.Tensor:
+        """What a density of z needs to become a bound on that of x, float64 (B,)."""
+        return self.log_determinants.sum(1) - self.kl
+
+
+class InvertibleFlow(nn.Module):
+    """z = F_h(x) with h from q(h | x); see the package's description for use.
+
+    Args:
+        settings: see FlowSettings.
+        sum_over_ranks: replaces a float64 tensor by its sum over ranks. In training mode every pass calls it, on all
+            ranks alike.
+    """
+
+    def __init__(self, settings: FlowSettings, sum_over_ranks: SumOverRanks = on_one_rank) -> None:
+        super().__init__()
+        self.settings = settings
+        self.sum_over_ranks = sum_over_ranks
+        channels, height, width = settings.input_shape
+        self._scales: list[list[ResidualBlock]] = []
+        self.block_shapes: list[tuple[int, int, int]] = []
+        for level, n_blocks in enumerate(settings.n_blocks):
+            shape = (channels * 4**level, height // 2**level, width // 2**level)
+            chain = [
+                ResidualBlock(shape[0], settings.hidden_channels, settings.code_size, level > 0 or i > 0)
+                for i in range(n_blocks)
+            ]
+            self._scales.append(chain)
+            self.block_shapes += [shape] * n_blocks
+        # Nothing but the names: these nested modules are called one by one, from the lists.
+        transforms = nn.ModuleList(nn.ModuleDict({"chain": nn.ModuleList(chain)}) for chain in self._scales)
+        self.generator = nn.ModuleDict({"flow": nn.ModuleDict({"transforms": transforms})})
+        self.discriminator = CodePosterior(
+            channels,
+            height,
+            encoder_planes=settings.encoder_planes,
+            encoder_out_planes=settings.encoder_out_planes,
+            code_size=settings.code_size,
+            prior_hidden_size=settings.prior_hidden_size,
+            n_prior_steps=settings.n_prior_steps,
+            sum_over_ranks=sum_over_ranks,
+        )
+
+    @property
+    def code_size(self) -> int:
+        return self.settings.code_size
+
+    @property
+    def poisson_rates(self) -> list[float]:
+        """Of each block's number of terms."""
+        return [block.poisson_rate for block in self.blocks()]
+
+    def blocks(self) -> Iterator[ResidualBlock]:
+        """In the order in which data go through them."""
+        for chain in self._scales:
+            yield from chain
+
+    def forward(self, x: torch.Tensor, noise: FlowNoise, log_determinant: LogDeterminant) -> FlowOutput:
+        """Latents of x (B, C, H, W) with all that their likelihood needs.
+
+        Args:
+            noise: see draw_flow_noise.
+            log_determinant: "surrogate", "series" (no gradient), "exact" (no gradient) or "none".
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            code, kl = self.encode(x, noise.code)
+            z, log_determinants = self.transform(x, code, noise, log_determinant)
+        if self.training and log_determinant == "surrogate":
+            self._record(log_determinants.detach(), noise.counts)
+        return FlowOutput(z, code, kl, log_determinants)
+
+    def encode(self, x: torch.Tensor, normal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A code (B, code_size) of x by standard normal numbers, and log q - log p of it, float64 (B,)."""
+        x, normal = self._to_own_dtype(x), self._to_own_dtype(normal)
+        return self.discriminator(squeeze(x) if self.settings.squeeze_first else x, normal)
+
+    def transform(
+        self, x: torch.Tensor, code: torch.Tensor, noise: FlowNoise, log_determinant: LogDeterminant
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of x given codes (B, code_size), and the blocks' log-determinants, float64 (B, n_blocks)."""
+        x, code = self._to_own_dtype(x), self._to_own_dtype(code)
+        values = []
+        draws = zip(noise.probes, noise.counts, strict=True)
+        if self.settings.squeeze_first:
+            x = squeeze(x)
+        for level, chain in enumerate(self._scales):
+            if level > 0:
+                x = squeeze(x)
+            for block in chain:
+                probes, count = next(draws)
+                x, value = block(x, code, self._to_own_dtype(probes), count, log_determinant)
+                values.append(value)
+        return self._to_image(x), torch.stack(values, dim=1)
+
+    @torch.no_grad()
+    def inverse(self, z: torch.Tensor, code: torch.Tensor, settings: InverseSettings | None = None) -> torch.Tensor:
+        """Data of latents z (B, C, H, W) and codes (B, code_size), without gradient.
+
+        Raises:
+            RunFailed: if the tolerance is not reached, or a value is not finite.
+        """
+        return self.inverse_with_iterations(z, code, settings)[0]
+
+    @torch.no_grad()
+    def inverse_with_iterations(
+        self, z: torch.Tensor, code: torch.Tensor, settings: InverseSettings | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``inverse``, and int64 (B, n_blocks): iterations of each block, in the order of ``blocks``."""
+        settings = settings or InverseSettings()
+        iterations = []
+        with torch.autocast(z.device.type, enabled=False):
+            x, code = self._to_own_dtype(z), self._to_own_dtype(code)
+            for _ in range(int(self.settings.squeeze_first) + len(self.settings.n_blocks) - 1):
+                x = squeeze(x)
+            for level in reversed(range(len(self._scales))):
+                for block in reversed(self._scales[level]):
+                    x, n_iterations = block.inverse(x, code, settings)
+                    iterations.append(n_iterations)
+                if level > 0:
+                    x = unsqueeze(x)
+            if self.settings.squeeze_first:
+                x = unsqueeze(x)
+        return x, torch.stack(iterations[::-1], dim=1)
+
+    def sample_code(self, normal: torch.Tensor, published_behaviour: bool = False) -> torch.Tensor:
+        """Codes from p(h) by standard normal numbers (B, code_size).
+
+        Args:
+            published_behaviour: as in PriorFlow.inverse.
+        """
+        with torch.autocast(normal.device.type, enabled=False):
+            return self.discriminator.prior.inverse(self._to_own_dtype(normal), published_behaviour)
+
+    def _to_own_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.discriminator.fc.linear["bias"].dtype)
+
+    def _to_image(self, x: torch.Tensor) -> torch.Tensor:
+        """Undo every squeeze on the way."""
+        while x.shape[1] > self.settings.image_channels:
+            x = unsqueeze(x)
+        return x
+
+    @torch.no_grad()
+    def _record(self, surrogates: torch.Tensor, counts: tuple[int, ...]) -> None:
+        """Number of random terms, mean and mean square of the surrogates of a batch, over all ranks."""
+        size = torch.full_like(surrogates[:1], len(surrogates))
+        moments = torch.cat([surrogates.sum(0, keepdim=True), surrogates.square().sum(0, keepdim=True), size])
+        mean, mean_square, _ = (total := self.sum_over_ranks(moments)) / total[2]
+        for index, (block, count) in enumerate(zip(self.blocks(), counts, strict=True)):
+            block.last_n_samples.fill_(count)
+            block.last_firmom.copy_(mean[index])
+            block.last_secmom.copy_(mean_square[index])
