@@ -10,7 +10,7 @@ from util.config import Config
 from util.errors import UsageError
 
 GENERATED = ("multimodal_swissroll", "diamond")
-_OWN_FOLDERS = ("checkpoints", "tensorboard", "samples", "evaluations", "logs", "diagnostics")
+_OWN_FOLDERS = ("checkpoints", "tensorboard", "samples", "evaluations", "logs", "diagnostics", "dequantizer")
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -21,6 +21,7 @@ def check_config(config: Config, world_size: int) -> None:
     """
     _check_data(config)
     _check_sampling(config)
+    _check_dequantizer(config)
     SYSTEMS[config.run.system].check(config)
     if config.run.trains:
         _check_batches(config, world_size)
@@ -48,6 +49,15 @@ def _check_sampling(config: Config) -> None:
         raise UsageError("--likelihood_hutchinson_type exact is for points; use rademacher for images")
     if sampling.sampling_method in ("em", "sscs") and sampling.denoising and sampling.n_discrete_steps < 2:
         raise UsageError("--n_discrete_steps 1 leaves no step before the denoising one; give at least 2")
+
+
+def _check_dequantizer(config: Config) -> None:
+    for asked, flag in (
+        (config.run.mode == "train_deq", "--mode train_deq"),
+        (config.dequantizer.eval_dequantizer, "--eval_dequantizer"),
+    ):
+        if asked and config.run.system != "scoreflow":
+            raise UsageError(f"{flag} is for --system scoreflow; --system {config.run.system} has no dequantizer")
 
 
 def _check_batches(config: Config, world_size: int) -> None:

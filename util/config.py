@@ -24,6 +24,7 @@ from util.options import (
     GROUPS,
     DataOptions,
     DiscreteOptions,
+    DequantizerOptions,
     EvaluationOptions,
     LaunchOptions,
     LikelihoodOptions,
@@ -53,10 +54,22 @@ class Config:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     likelihood: LikelihoodOptions = field(default_factory=LikelihoodOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    dequantizer: DequantizerOptions = field(default_factory=DequantizerOptions)
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the model, which ``--workdir`` names."""
+        return Path(self.run.root) / self.run.workdir
+
+    @property
+    def dequantizer_folder(self) -> Path:
+        """The folder of the model's dequantizer."""
+        return self.model_folder / "dequantizer"
 
     @property
     def workdir(self) -> Path:
-        return Path(self.run.root) / self.run.workdir
+        """The folder of this run: training a dequantizer is a run of its own, in a folder inside the model's."""
+        return self.dequantizer_folder if self.run.mode == "train_deq" else self.model_folder
 
     @property
     def data_location(self) -> Path:

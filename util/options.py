@@ -46,8 +46,9 @@ class RunOptions:
 
     system: str = option("cld", "published system", choices=("cld", "ddpm"))
     mode: str = option(
-        "train", "train a model, continue a training run, evaluate a snapshot, or draw samples from one",
-        choices=("train", "continue", "eval", "sample"), defines_run=False,
+        "train", "train a model, continue a training run, evaluate a snapshot, draw samples from one, or train a "
+        "dequantizer for one (scoreflow)",
+        choices=("train", "continue", "eval", "sample", "train_deq"), defines_run=False,
     )  # fmt: skip
     root: str = option(".", "folder that relative workdir and data_location paths start from", defines_run=False)
     workdir: str = option("", "folder of the run: configuration, snapshots, logs, samples", defines_run=False)
@@ -68,7 +69,7 @@ class RunOptions:
     @property
     def trains(self) -> bool:
         """Whether the mode changes a model, rather than look at one."""
-        return self.mode in ("train", "continue")
+        return self.mode in ("train", "continue", "train_deq")
 
 
 @dataclass
@@ -371,6 +372,35 @@ class EvaluationOptions:
     eval_seed: int = option(0, "seed of evaluation noise", minimum=0, defines_run=False)
 
 
+@dataclass
+class DequantizerOptions:
+    """Variational dequantization (scoreflow): --mode train_deq trains it, --eval_dequantizer uses it."""
+
+    eval_dequantizer: bool = option(
+        False, "likelihoods with the trained dequantizer's noise instead of uniform noise", defines_run=False
+    )
+    dequantizer_ckpt_file: str = option(
+        "", "with --eval_dequantizer: snapshot in workdir/dequantizer/checkpoints or a path; default the newest intact "
+        "one", defines_run=False,
+    )  # fmt: skip
+    score_checkpoint: str = option(
+        "", "with --mode train_deq: snapshot of the score model in workdir/checkpoints or a path; default the one that "
+        "the run began with, at first the newest intact one", defines_run=False,
+    )  # fmt: skip
+    dequantizer_architecture: str = option(
+        "cifar10", "plain convolutions, maps of the channels and a shallow context, or weight normalisation, no such "
+        "maps and a deep context", choices=("cifar10", "imagenet32"),
+    )  # fmt: skip
+    dequantizer_n_couplings: int = option(4, "steps of the flow", minimum=1)
+    dequantizer_n_filters: int = option(96, "width of each coupling's network", minimum=1)
+    dequantizer_n_blocks: int = option(2, "blocks of each coupling's network", minimum=1)
+    dequantizer_n_components: int = option(32, "logistics in each mixture", minimum=1)
+    dequantizer_n_heads: int = option(4, "attention heads of each coupling's network", minimum=1)
+    dequantizer_context_channels: int = option(32, "width of the context network", minimum=1)
+    dequantizer_n_context_blocks: int = option(3, "blocks of the context network", minimum=1)
+    dequantizer_n_context_heads: int = option(4, "attention heads of the context network (imagenet32)", minimum=1)
+
+
 GROUPS: dict[str, type] = {
     "run": RunOptions,
     "launch": LaunchOptions,
@@ -384,4 +414,5 @@ GROUPS: dict[str, type] = {
     "sampling": SamplingOptions,
     "likelihood": LikelihoodOptions,
     "evaluation": EvaluationOptions,
+    "dequantizer": DequantizerOptions,
 }

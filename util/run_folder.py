@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def claim_run_folder(config: Config) -> None:
-    """Check ``--mode train`` or ``continue`` against what ``workdir`` holds, and write ``config.txt``.
+    """Check ``--mode train``, ``train_deq`` or ``continue`` against what ``workdir`` holds, and write ``config.txt``.
 
-    ``train`` in a folder with an unfinished run of the same configuration carries it on; another configuration is
+    The first two, in a folder with an unfinished run of the same configuration, carry it on; another configuration is
     refused with the difference.
 
     Raises:
@@ -26,13 +26,14 @@ def claim_run_folder(config: Config) -> None:
     workdir = config.workdir
     recorded = workdir / "config.txt"
     earlier = read_config_file(recorded) if recorded.is_file() else None
-    if config.run.mode == "train" and earlier is not None:
+    if config.run.mode != "continue" and earlier is not None:
         if config.run.overwrite:
             _empty(workdir)
         elif difference := config.difference(earlier):
+            go_on = "--mode continue to go on with the new values, " if config.run.mode == "train" else ""
             raise UsageError(
                 f"{workdir} holds a run of another configuration ({'; '.join(difference)}); use another --workdir, "
-                "--mode continue to go on with the new values, or --overwrite to start again"
+                f"{go_on}or --overwrite to start again"
             )
         elif read_run_file(workdir).get("state") == "finished":
             raise UsageError(

@@ -240,7 +240,7 @@ def test_paths(tmp_path, capsys):
 def test_command_line():
     command = [sys.executable, "-m", "util.import_checkpoint"]
     finished = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "IN [IN ...] OUT" in finished.stdout
+    assert "IN [IN ...] OUT" in " ".join(finished.stdout.split())
     finished = subprocess.run([*command, "cld", "absent.pth", "out.pth"], capture_output=True, text=True)
     assert finished.returncode == 2
     assert finished.stderr == "error: absent.pth: no such file; give the checkpoint to convert\n"

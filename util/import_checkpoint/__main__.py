@@ -11,6 +11,7 @@ from typing import Any
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 from util.import_checkpoint.cld import import_cld
 from util.import_checkpoint.idode import import_idode
+from util.import_checkpoint.scoreflow_dequantizer import import_scoreflow_dequantizer
 from util.import_checkpoint.unets import import_ddpm_torch, import_improved_diffusion
 from util.snapshot import write_snapshot
 
@@ -19,6 +20,7 @@ IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {
     "ddpm_torch": import_ddpm_torch,
     "idode": import_idode,
     "improved_diffusion": import_improved_diffusion,
+    "scoreflow_dequantizer": import_scoreflow_dequantizer,
 }
 """For each program, what makes the state of a snapshot of its files."""
 
