@@ -23,8 +23,8 @@ from util.errors import UsageError
 from util.options import (
     GROUPS,
     DataOptions,
-    DiscreteOptions,
     DequantizerOptions,
+    DiscreteOptions,
     EvaluationOptions,
     LaunchOptions,
     LikelihoodOptions,
