@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluators.compare import ComparesSamplers, compare_samplers
 from evaluators.detectors import load_detector
 from evaluators.fid import evaluate_fid, reference_statistics
 from evaluators.job import Job, record_result
@@ -31,6 +32,7 @@ class EvaluationSettings:
         eval_sample: samples, and a picture of them.
         eval_fid: the Frechet distance to the training set.
         eval_density: a picture of the model's density (points in two dimensions).
+        eval_compare: Frechet distances of the sampler and its competitors, for systems that have some.
         eval_trajectory: pictures of how samples come about.
         likelihoods: which of the method's likelihoods ``eval_likelihood`` computes; empty is all of them.
         n_repeats: times that ``eval_likelihood`` evaluates each item.
@@ -55,6 +57,7 @@ class EvaluationSettings:
     eval_sample: bool = False
     eval_fid: bool = False
     eval_density: bool = False
+    eval_compare: bool = False
     eval_trajectory: bool = False
     likelihoods: Sequence[str] = ()
     n_repeats: int = 1
@@ -101,7 +104,7 @@ def run_evaluations(
 
     Returns:
         On every rank, the entries of ``results.json`` made by this call: ``loss``, those of
-        ``method.likelihoods``, ``samples``, ``trajectory``, ``fid``, ``density``.
+        ``method.likelihoods``, ``samples``, ``trajectory``, ``fid``, ``compare``, ``density``.
 
     Raises:
         Preempted: on every rank, when one was told to stop; finished chunks are kept.
@@ -120,8 +123,10 @@ def run_evaluations(
     unknown = [name for name in settings.likelihoods if name not in method.likelihoods]
     if unknown:
         raise UsageError(f"--eval_quantities {unknown[0]}: this model has {', '.join(method.likelihoods)}")
+    if settings.eval_compare and not isinstance(method, ComparesSamplers):
+        raise UsageError("--eval_compare: this system has nothing to compare its sampler with; leave it out")
     detector = None
-    if settings.eval_fid:
+    if settings.eval_fid or settings.eval_compare:
         if not train_dataset.is_image:
             raise UsageError(f"--eval_fid compares images, but {train_dataset.name} has points: leave it out")
         detector = load_detector(settings.fid_detector, train_dataset.shape, distributed.device)
@@ -159,12 +164,18 @@ def run_evaluations(
             job, trajectory, settings.n_trajectories, settings.sampling_batch_size, settings.published_behaviour
         )
         keep("trajectory", entry)
-    if detector is not None:
+    if settings.eval_fid and detector is not None:
         entry = evaluate_fid(
-            job, method, detector, reference, settings.n_fid_samples, settings.sampling_batch_size,
+            job, method.sample, detector, reference, settings.n_fid_samples, settings.sampling_batch_size,
             settings.published_behaviour,
         )  # fmt: skip
         keep("fid", entry)
+    if settings.eval_compare and detector is not None and isinstance(method, ComparesSamplers):
+        entry = compare_samplers(
+            job, method.compared_samplers, detector, reference, settings.n_fid_samples, settings.sampling_batch_size,
+            settings.published_behaviour,
+        )  # fmt: skip
+        keep("compare", entry)
     if settings.eval_density:
         entry = density_picture(
             job, method, test_dataset, settings.n_density_points, testing_batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from evaluators.frechet_distance import Statistics, compute_statistics, frechet_
 from evaluators.job import Job, nfe_entry
 from evaluators.samples import draw_samples
 from evaluators.statistics import dataset_statistics, load_statistics
-from trainers.method import Method
+from trainers.method import Samples
 from util.data.dataset import Dataset
 from util.errors import UsageError
+from util.noise import Noise
 
 TRAINING_STATISTICS = "training_statistics.npz"
 
@@ -55,23 +57,25 @@ def reference_statistics(
 
 def evaluate_fid(
     job: Job,
-    method: Method,
+    sampler: Callable[[Noise], Samples],
     detector: Detector,
     reference: Statistics | None,
     n_samples: int,
     chunk_size: int,
     published_behaviour: bool = False,
+    name: str = "fid",
 ) -> dict[str, Any] | None:
     """Frechet distance of ``n_samples`` generated images; the first ones are those of ``evaluate_samples``.
 
     Args:
         job: the snapshot and the ranks.
-        method: the model.
+        sampler: ``sample`` of a method, or another that takes noise for each sample.
         detector: features of images, on this rank's device.
         reference: statistics to compare with; used on rank 0.
         n_samples: images to generate, at least 2.
         chunk_size: images at a time.
         published_behaviour: cut grey levels off as the public code does, instead of rounding them.
+        name: of the file that keeps the features, ``<name>_features.npz``.
 
     Returns:
         The entry for ``results.json`` on rank 0, None elsewhere. NFE is the mean over chunks, and their sum.
@@ -80,11 +84,11 @@ def evaluate_fid(
         raise UsageError(f"the Frechet distance of {n_samples} sample: a covariance needs at least 2")
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        images, n_evaluations = draw_samples(job, method, indices, published_behaviour)
+        images, n_evaluations = draw_samples(job, sampler, indices, published_behaviour)
         return {"features": detector.features(images), "n_evaluations": torch.tensor(n_evaluations)}
 
     arrays, seconds = job.run(
-        "fid_features", n_samples, chunk_size, compute,
+        f"{name}_features", n_samples, chunk_size, compute,
         detector=detector.name, detector_digest=detector.digest, published_behaviour=published_behaviour,
     )  # fmt: skip
     if arrays is None or reference is None:

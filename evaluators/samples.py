@@ -8,7 +8,7 @@ import torch
 
 from evaluators.job import Job, nfe_entry
 from evaluators.pictures import histogram_picture
-from trainers.method import Method
+from trainers.method import Method, Samples
 from util.data.dataset import Dataset
 from util.errors import RunFailed
 from util.images import make_grid, make_strips, save_png, to_uint8
@@ -18,7 +18,7 @@ N_IMAGES_OF_GRID = 64
 
 
 def draw_samples(
-    job: Job, method: Method, indices: torch.Tensor, published_behaviour: bool
+    job: Job, sampler: Callable[[Noise], Samples], indices: torch.Tensor, published_behaviour: bool
 ) -> tuple[torch.Tensor, int]:
     """Samples with the given int64 (B,) indices: the same ones whoever draws them, in whichever evaluation.
 
@@ -29,7 +29,7 @@ def draw_samples(
         RunFailed: a sample is not finite.
     """
     with torch.no_grad():
-        samples = method.sample(job.noise("evaluate sample", indices))
+        samples = sampler(job.noise("evaluate sample", indices))
     finite = samples.data.flatten(1).isfinite().all(dim=1).cpu()
     if not finite.all():
         first = int(indices[~finite][0])
@@ -108,7 +108,7 @@ def evaluate_samples(
     """
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        data, n_evaluations = draw_samples(job, method, indices, published_behaviour)
+        data, n_evaluations = draw_samples(job, method.sample, indices, published_behaviour)
         if data.ndim == 4:
             data = data.permute(0, 2, 3, 1).contiguous()
         return {"samples": data, "n_evaluations": torch.tensor(n_evaluations)}

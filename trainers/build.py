@@ -9,6 +9,7 @@ import torch
 
 from trainers.cld import ScoreMatching, check_cld
 from trainers.ddpm import NoisePrediction, check_ddpm
+from trainers.hsivi import HierarchicalMatching, check_hsivi
 from trainers.method import Method
 from util.config import Config
 from util.distributed import Distributed
@@ -21,15 +22,18 @@ class System:
     Attributes:
         check: raises UsageError for options that contradict each other, before any work.
         build: the method, its networks on this rank's device.
+        learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
     """
 
     check: Callable[[Config], None]
     build: Callable[[Config, Distributed], Method]
+    learns_from_data: bool = True
 
 
 SYSTEMS: dict[str, System] = {
     "cld": System(check_cld, ScoreMatching),
     "ddpm": System(check_ddpm, NoisePrediction),
+    "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
 }
 
 

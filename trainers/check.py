@@ -86,7 +86,7 @@ def n_micro_batches(config: Config, world_size: int) -> int:
 
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
-    wanted = ("eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_density", "trajectory")
+    wanted = ("eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_compare", "eval_density", "trajectory")
     if config.run.mode == "eval" and not any(getattr(evaluation, name) for name in wanted):
         raise UsageError("--mode eval: say what, with " + ", ".join(f"--{name}" for name in wanted))
     folder = PurePosixPath(evaluation.eval_folder)

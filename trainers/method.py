@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -39,6 +39,19 @@ class LogLikelihood:
     value: torch.Tensor
     terms: dict[str, torch.Tensor]
     n_evaluations: int
+
+
+@runtime_checkable
+class StartsFromWeights(Protocol):
+    """A method whose training starts from given weights."""
+
+    def load_pretrained(self) -> None:
+        """Load them. Called once for a new run, not when one goes on from a snapshot.
+
+        Raises:
+            UsageError: there are none, or they do not fit the options.
+        """
+        ...
 
 
 class Method(Protocol):

@@ -26,6 +26,7 @@ from util.options import (
     DequantizerOptions,
     DiscreteOptions,
     EvaluationOptions,
+    HsiviOptions,
     LaunchOptions,
     LikelihoodOptions,
     NetworkOptions,
@@ -52,6 +53,7 @@ class Config:
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    hsivi: HsiviOptions = field(default_factory=HsiviOptions)
     likelihood: LikelihoodOptions = field(default_factory=LikelihoodOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     dequantizer: DequantizerOptions = field(default_factory=DequantizerOptions)
@@ -95,7 +97,10 @@ class Config:
         changed = []
         for group, item in _fields():
             now = getattr(getattr(self, group), item.name)
-            if item.metadata["defines_run"] and item.name in earlier and earlier[item.name] != now:
+            defines_run = item.metadata["defines_run"]
+            if isinstance(defines_run, tuple):
+                defines_run = self.run.system in defines_run
+            if defines_run and item.name in earlier and earlier[item.name] != now:
                 changed.append(f"{item.name}: {_written(earlier[item.name])} -> {_written(now)}")
         return changed
 

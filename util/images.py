@@ -1,17 +1,18 @@
 """Grids of images, colours for numbers, and PNG files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from util.files import replacing
 
 _SMALLEST_SIDE = 512
 _GAP = 2
+_TITLE_HEIGHT = 20
 # From dark to bright in nearly equal steps of lightness, so that the picture also reads in grey.
 _COLORS = np.array(
     [[8, 10, 38], [66, 24, 104], [145, 41, 102], [220, 74, 64], [249, 152, 58], [252, 246, 196]]
@@ -71,6 +72,25 @@ def make_strips(arrays: Sequence[np.ndarray]) -> np.ndarray:
         strip = frame.transpose(0, 2, 1, 3, 4).reshape(n * height, length * width, channels)
         strips.append(np.pad(strip, ((0, 0), (0, 4 * _GAP), (0, 0))))
     return np.concatenate(strips, axis=1)
+
+
+def side_by_side(grids: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Pictures of one height in a row, each under its title.
+
+    Args:
+        grids: by title, uint8 (rows, columns, C), rows and C the same for all.
+
+    Returns:
+        uint8 (rows, columns, C), on a white ground.
+    """
+    panels = []
+    for title, grid in grids.items():
+        heading = Image.new("L", (grid.shape[1], _TITLE_HEIGHT), 255)
+        ImageDraw.Draw(heading).text((4, 4), title, fill=0)
+        pixels = np.broadcast_to(np.asarray(heading)[:, :, None], (*np.asarray(heading).shape, grid.shape[2]))
+        panel = np.concatenate([pixels, grid])
+        panels.append(np.pad(panel, ((0, 0), (0, 4 * _GAP), (0, 0)), constant_values=255))
+    return np.concatenate(panels, axis=1)
 
 
 def magnified(array: np.ndarray, factor: int, axes: tuple[int, int] = (0, 1)) -> np.ndarray:

@@ -18,7 +18,7 @@ def option(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
-    defines_run: bool = True,
+    defines_run: bool | tuple[str, ...] = True,
     flags: tuple[str, ...] = (),
 ) -> Any:
     """A field of an option group.
@@ -28,7 +28,8 @@ def option(
         help: one sentence for ``--help``, with the unit.
         choices: the only values allowed.
         minimum, above, maximum: bounds on a number; ``above`` is exclusive.
-        defines_run: whether another value makes it another training run (see ``Config.difference``).
+        defines_run: whether another value makes it another training run (see ``Config.difference``), or for which
+            systems it does.
         flags: short forms.
     """
     metadata = {
@@ -44,7 +45,7 @@ def option(
 class RunOptions:
     """What to do and where."""
 
-    system: str = option("cld", "published system", choices=("cld", "ddpm"))
+    system: str = option("cld", "published system", choices=("cld", "ddpm", "hsivi"))
     mode: str = option(
         "train", "train a model, continue a training run, evaluate a snapshot, draw samples from one, or train a "
         "dequantizer for one (scoreflow)",
@@ -307,12 +308,39 @@ class SamplingOptions:
         0, "steps of a fixed-step sampling_solver such as rk4 (ode); 0 for adaptive solvers", minimum=0,
         defines_run=False,
     )  # fmt: skip
-    n_discrete_steps: int = option(500, "network evaluations (em, sscs, ancestral, ddim)", minimum=1, defines_run=False)
+    n_discrete_steps: int = option(
+        500, "network evaluations (em, sscs, ancestral, ddim); one more than them (hsivi)", minimum=1,
+        defines_run=("hsivi",),
+    )  # fmt: skip
     striding: str = option("linear", "spacing of the steps (em, sscs)", choices=("linear", "quadratic"),
                            defines_run=False)  # fmt: skip
     sampling_eps: float = option(1e-3, "time at which sampling stops, of [0, 1]", minimum=0.0, maximum=0.5,
                                  defines_run=False)  # fmt: skip
     denoising: bool = option(True, "end with a noise-free step to time 0", defines_run=False)
+
+
+@dataclass
+class HsiviOptions:
+    """HSIVI: few-step samplers out of a noise model (hsivi); n_discrete_steps is the number of its time points."""
+
+    pretrained_model: str = option(
+        "", "weights to start from: a snapshot of ddpm or hsivi, a published HSIVI checkpoint, or a published teacher "
+        "(ddpm-torch, improved-diffusion)", defines_run=False,
+    )  # fmt: skip
+    teacher_diffusion_steps: int = option(
+        0, "steps of the schedule that the teacher was trained with, a multiple of diffusion_steps; 0 is as many",
+        minimum=0,
+    )  # fmt: skip
+    eta: float = option(0.2, "spread of a layer before training, in units of DDPM's", above=0.0, maximum=1.0)
+    image_gamma: str = option("use", "learn the layers' spread for each pixel", choices=("use", "dis"))
+    independent_log_gamma: str = option("dis", "learn each layer's spread on its own", choices=("use", "dis"))
+    phi_learning_rate: float = option(1.6e-5, "learning rate of the sampler phi after warm-up", above=0.0)
+    f_learning_rate: float = option(8e-5, "learning rate of the score network f after warm-up", above=0.0)
+    f_learning_times: int = option(20, "updates of f for one of phi", minimum=1)
+    cosine_lr_decay: str = option(
+        "dis", "learning rates fall along half a cosine; else by a tenth every 3,000 steps", choices=("use", "dis")
+    )
+    f_pairs_per_chain: int = option(1, "states of each chain that f is trained on; memory grows with it", minimum=1)
 
 
 @dataclass
@@ -354,6 +382,10 @@ class EvaluationOptions:
     )
     eval_sample: bool = option(False, "write samples and a grid", defines_run=False)
     eval_fid: bool = option(False, "evaluate the Frechet distance", defines_run=False)
+    eval_compare: bool = option(
+        False, "Frechet distances and pictures of the sampler and of its teacher's with as many network evaluations "
+        "(hsivi)", defines_run=False,
+    )  # fmt: skip
     eval_density: bool = option(False, "draw the model's density on a grid (points)", defines_run=False)
     trajectory: bool = option(False, "draw how samples come about (trajectory.png)", defines_run=False)
     eval_n_trajectories: int = option(8, "samples that --trajectory draws", minimum=1, defines_run=False)
@@ -412,6 +444,7 @@ GROUPS: dict[str, type] = {
     "optimization": OptimizationOptions,
     "training": TrainingOptions,
     "sampling": SamplingOptions,
+    "hsivi": HsiviOptions,
     "likelihood": LikelihoodOptions,
     "evaluation": EvaluationOptions,
     "dequantizer": DequantizerOptions,

@@ -10,6 +10,7 @@ from typing import Any
 
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 from util.import_checkpoint.cld import import_cld
+from util.import_checkpoint.hsivi import import_hsivi
 from util.import_checkpoint.idode import import_idode
 from util.import_checkpoint.scoreflow_dequantizer import import_scoreflow_dequantizer
 from util.import_checkpoint.unets import import_ddpm_torch, import_improved_diffusion
@@ -18,6 +19,7 @@ from util.snapshot import write_snapshot
 IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {
     "cld": import_cld,
     "ddpm_torch": import_ddpm_torch,
+    "hsivi": import_hsivi,
     "idode": import_idode,
     "improved_diffusion": import_improved_diffusion,
     "scoreflow_dequantizer": import_scoreflow_dequantizer,

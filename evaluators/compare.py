@@ -1,0 +1,90 @@
+"""A sampler beside others that cost as much: Frechet distances in a table, and samples of each in one picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from evaluators.detectors import Detector
+from evaluators.fid import evaluate_fid
+from evaluators.frechet_distance import Statistics
+from evaluators.job import Job
+from evaluators.samples import draw_samples
+from trainers.method import Samples
+from util.images import make_grid, save_png, side_by_side
+from util.noise import Noise
+
+logger = logging.getLogger(__name__)
+
+N_IMAGES_OF_GRID = 36
+
+Sampler = Callable[[Noise], Samples]
+
+
+@runtime_checkable
+class ComparesSamplers(Protocol):
+    """A method whose sampler has competitors."""
+
+    @property
+    def compared_samplers(self) -> Mapping[str, Sampler]:
+        """By name (letters and underscores), its own sampler and others with as many network evaluations."""
+        ...
+
+
+def compare_samplers(
+    job: Job,
+    samplers: Mapping[str, Sampler],
+    detector: Detector,
+    reference: Statistics | None,
+    n_samples: int,
+    chunk_size: int,
+    published_behaviour: bool = False,
+) -> dict[str, Any] | None:
+    """Frechet distance of each sampler, all from the same noise, and ``compare.png``: a grid of each, side by side.
+
+    Args:
+        job: the snapshot and the ranks.
+        samplers: by name.
+        detector, reference, n_samples, chunk_size, published_behaviour: as ``evaluators.fid.evaluate_fid``.
+
+    Returns:
+        The entry for ``results.json`` on rank 0, None elsewhere: under ``samplers`` the distance and NFE of each.
+    """
+    n_shown = min(n_samples, N_IMAGES_OF_GRID)
+
+    def compute(sampler: Sampler, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        images, _ = draw_samples(job, sampler, indices, published_behaviour)
+        return {"samples": images}
+
+    rows: dict[str, dict[str, Any]] = {}
+    grids, seconds = {}, 0.0
+    for name, sampler in samplers.items():
+        arrays, _ = job.run(
+            f"compare_{name}_samples", n_shown, chunk_size, partial(compute, sampler),
+            published_behaviour=published_behaviour,
+        )  # fmt: skip
+        entry = evaluate_fid(
+            job, sampler, detector, reference, n_samples, chunk_size, published_behaviour, f"compare_{name}"
+        )
+        if arrays is not None and entry is not None:
+            title = f"{name}, NFE {entry['nfe']:g}: {entry['value']:.4g}"
+            grids[title] = make_grid(torch.from_numpy(arrays["samples"]))
+            rows[name] = {key: entry[key] for key in ("value", "nfe", "nfe_total", "seconds")}
+            seconds += entry["seconds"]
+    if not rows:
+        return None
+    save_png(job.folder / "compare.png", side_by_side(grids))
+    width = max(map(len, rows))
+    logger.info("%s, %d samples", detector.quantity, n_samples)
+    for name, row in rows.items():
+        logger.info("  %-*s  NFE %4g  %.5g", width, name, row["nfe"], row["value"])
+    return {
+        "samplers": rows,
+        "unit": detector.quantity,
+        "detector": detector.name,
+        **job.account(n_samples, chunk_size, seconds),
+    }
