@@ -216,9 +216,9 @@ class HierarchicalMatching:
     def _check_gamma(self, given: torch.Tensor, source: Pretrained) -> None:
         if given.shape != self.log_gamma.shape:
             raise UsageError(
-                f"--pretrained_model {source.path}: its {LOG_GAMMA} has shape {tuple(given.shape)}, which does not fit "
-                f"--n_discrete_steps {self.config.sampling.n_discrete_steps}, --image_gamma and --independent_log_gamma, "
-                f"which make it {tuple(self.log_gamma.shape)}; use its own settings, or start from its teacher"
+                f"--pretrained_model {source.path}: its {LOG_GAMMA} has shape {tuple(given.shape)}, not the "
+                f"{tuple(self.log_gamma.shape)} of --n_discrete_steps {self.config.sampling.n_discrete_steps}, "
+                f"--image_gamma and --independent_log_gamma; use its own settings, or start from its teacher"
             )
 
     def _check_teacher_steps(self, source: Pretrained) -> None:

@@ -49,7 +49,7 @@ def make_network(arrays: Arrays) -> nn.Module:
             n_channels=int(arrays["config/model_channels"]),
             ch_mult=tuple(arrays["config/channel_mult"].tolist()),
             attn_resolutions=tuple(size // int(factor) for factor in arrays["config/attention_resolutions"]),
-            n_heads=int(arrays["config/num_heads"]),
+            num_heads=int(arrays["config/num_heads"]),
             learn_sigma=len(arrays[f"{PREFIX}out.2.bias"]) == 2 * settings["image_channels"],
         ))  # fmt: skip
     weights = {key.removeprefix(PREFIX): value for key, value in arrays.items() if key.startswith(PREFIX)}
