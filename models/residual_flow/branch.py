@@ -42,12 +42,14 @@ def from_patches(columns: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 class Branch:
     """g with its bounded kernels as matrices; n hidden channels.
 
+    The factors 2 pi of the activations are in the matrices: hidden values are plain sines of angles. What the code adds
+    to the first hidden values is the same at every pixel, so it comes in as an offset of the second angles.
+
     Attributes:
-        first: (n, 9 C), the convolution from patches to hidden values.
-        first_bias: (n,).
-        middle: (n, n), from the conditioned hidden values to the second ones.
-        middle_bias: (n,).
-        last: (n, 9 C), from hidden values to what each pixel adds to its surroundings.
+        first: (n, 9 C), 2 pi times the convolution from patches to hidden values.
+        first_bias: (n,), likewise.
+        middle: (n, n), from first sines to second angles.
+        last: (n, 9 C), from second sines to what each pixel adds to its surroundings.
         last_bias: (C,).
         activates_input: whether an activation comes first.
     """
@@ -55,30 +57,37 @@ class Branch:
     first: torch.Tensor
     first_bias: torch.Tensor
     middle: torch.Tensor
-    middle_bias: torch.Tensor
     last: torch.Tensor
     last_bias: torch.Tensor
     activates_input: bool
 
-    def __call__(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """g(x), (B, C, H, W) like x, for the code's contribution (B, n) to the hidden values; differentiable."""
-        hidden = sine(F.linear(patches(sine(x) if self.activates_input else x), self.first, self.first_bias))
-        hidden = sine(F.linear(hidden + condition[:, None], self.middle, self.middle_bias))
-        return from_patches(hidden @ self.last, (x.shape[-2], x.shape[-1])) + self.last_bias[:, None, None]
+    def __call__(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """g(x), (B, C, H, W) like x, for the second angles' offset (B, n); differentiable."""
+        hidden = _sine_of(self._first_angles(x))
+        hidden = _sine_of(hidden @ self.middle.T + offset[:, None])
+        return self._output(hidden, x)
 
-    def linearize(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Linearization]:
+    def linearize(self, x: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, Linearization]:
         """g(x) and its Jacobian there; without gradient."""
         with torch.no_grad():
-            inputs = sine(x) if self.activates_input else x
-            angles = F.linear(patches(inputs), self.first, self.first_bias).mul_(TWO_PI)
+            angles = self._first_angles(x)
             first_slope = angles.cos()
-            hidden = angles.sin_().div_(TWO_PI).add_(condition[:, None])
-            angles = F.linear(hidden, self.middle, self.middle_bias).mul_(TWO_PI)
+            angles = (angles.sin_() @ self.middle.T).add_(offset[:, None])
             middle_slope = angles.cos()
-            hidden = angles.sin_().div_(TWO_PI)
-            output = from_patches(hidden @ self.last, (x.shape[-2], x.shape[-1])) + self.last_bias[:, None, None]
+            output = self._output(angles.sin_(), x)
             input_slope = sine_slope(x) if self.activates_input else torch.ones((), dtype=x.dtype, device=x.device)
         return output, Linearization(self, input_slope, first_slope, middle_slope)
+
+    def _first_angles(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(patches(sine(x) if self.activates_input else x), self.first, self.first_bias)
+
+    def _output(self, hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return from_patches(hidden @ self.last, (x.shape[-2], x.shape[-1])) + self.last_bias[:, None, None]
+
+
+def _sine_of(angles: torch.Tensor) -> torch.Tensor:
+    """In place where no gradient needs the angles."""
+    return angles.sin() if angles.requires_grad else angles.sin_()
 
 
 @dataclass(frozen=True)

@@ -58,28 +58,54 @@ def inner(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def series(
-    jacobian: Linearization, probes: torch.Tensor, count: int, rate: float, n_exact_terms: int = SERIES_EXACT_TERMS
+    jacobian: Linearization,
+    probes: torch.Tensor,
+    count: int,
+    rate: float,
+    lipschitz_constant: float,
+    n_exact_terms: int = SERIES_EXACT_TERMS,
 ) -> torch.Tensor:
     """The unbiased estimate of log|det(I + J)| for each point, float64 (B,), without gradient.
+
+    The sum ends early where the rest is certain to be below its rounding: the absolute values of J^T u add up to no
+    more than those of u times the Lipschitz constant of g in the largest norm.
 
     Args:
         probes: standard normal, (R, B, C, H, W); the estimate is the mean over the R vectors of a point.
         count: Poisson number; ``count + n_exact_terms`` terms are summed.
         rate: of the Poisson distribution.
+        lipschitz_constant: of g in the largest norm.
         n_exact_terms: terms that are always summed.
     """
     weights = roulette_weights(count + n_exact_terms, n_exact_terms, rate)
-    n_columns = jacobian.branch.last.shape[1]
-    stencils = jacobian.stencils() if len(probes) * (len(weights) - 1) > n_columns else None
+    n_terms = len(weights) - 1
+    remainders = [0.0] * (n_terms + 1)
+    for k in reversed(range(n_terms)):
+        remainders[k] = lipschitz_constant * (weights[k + 1] / (k + 1) + remainders[k + 1])
+    stencils = jacobian.stencils() if _stencils_pay(jacobian, len(probes) * n_terms) else None
+    rounding = torch.finfo(probes.dtype).eps
+    largest = probes.abs().flatten(2).amax(2)
     total = torch.zeros(probes.shape[1], dtype=torch.float64, device=probes.device)
     vector = probes
-    for k, weight in enumerate(weights[1:], start=1):
+    for k in range(1, n_terms + 1):
         if stencils is None:
             vector = jacobian.transposed_product(vector)
         else:
             vector = jacobian.transposed_product_by_stencils(stencils, vector)
-        total = total + (-1) ** (k + 1) * weight / k * inner(vector, probes)
+        total = total + (-1) ** (k + 1) * weights[k] / k * inner(vector, probes)
+        rest = remainders[k] * (largest * vector.abs().flatten(2).sum(2)).mean(0)
+        if bool((rest <= rounding * total.abs()).all()):
+            break
     return total
+
+
+def _stencils_pay(jacobian: Linearization, n_products: int) -> bool:
+    """Whether this many products for each point are cheaper after ``stencils``, by counting multiplications."""
+    n_hidden, n_columns = jacobian.branch.last.shape
+    direct = n_products * (n_hidden**2 + 2 * n_hidden * n_columns)
+    # Small matrices, one for each pixel, are multiplied at a fraction of the speed of large ones.
+    by_stencils = n_columns * (n_hidden**2 + n_hidden * n_columns) + n_products * 4 * n_columns**2
+    return by_stencils < direct
 
 
 def neumann(jacobian: Linearization, probes: torch.Tensor, weights: list[float]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from models.residual_flow.branch import Branch
+from models.residual_flow.branch import TWO_PI, Branch
 from models.residual_flow.fixed_point import invert, invert_as_published
 from models.residual_flow.lipschitz import LIPSCHITZ_BOUND, LipschitzConvolution
 from models.residual_flow.log_determinant import SURROGATE_EXACT_TERMS, exact, roulette_weights, series
@@ -78,22 +79,22 @@ class ResidualBlock(nn.Module):
         # Here once, so that no forward pass waits for the device to know how many terms to sum.
         self.poisson_rate = float(self.lamb.detach())
 
-    def branch(self) -> Branch:
-        """g with its bounded kernels, differentiable in the parameters."""
+    def branch(self, code: torch.Tensor) -> tuple[Branch, torch.Tensor]:
+        """g with its bounded kernels, and what the code (B, code_size) adds to its second angles, (B, n).
+
+        Both are differentiable in the parameters and serve any number of evaluations.
+        """
         first, middle, last = self._convolutions
-        return Branch(
-            first.bounded_weight().flatten(1),
-            first.bias,
-            middle.bounded_weight().flatten(1),
-            middle.bias,
-            last.bounded_weight().flip(2, 3).transpose(0, 1).flatten(1),
+        middle_matrix = middle.bounded_weight().flatten(1)
+        branch = Branch(
+            TWO_PI * first.bounded_weight().flatten(1),
+            TWO_PI * first.bias,
+            middle_matrix,
+            last.bounded_weight().flip(2, 3).transpose(0, 1).flatten(1) / TWO_PI,
             last.bias,
             self.activates_input,
         )
-
-    def condition(self, code: torch.Tensor) -> torch.Tensor:
-        """The code's contribution to the hidden values, (B, code_size) to (B, hidden_channels)."""
-        return self._convolutions[1].condition(code)
+        return branch, TWO_PI * F.linear(middle.condition(code), middle_matrix, middle.bias)
 
     def forward(
         self, x: torch.Tensor, code: torch.Tensor, probes: torch.Tensor, count: int, log_determinant: LogDeterminant
@@ -107,21 +108,21 @@ class ResidualBlock(nn.Module):
             count: Poisson number of rate ``poisson_rate``; likewise.
             log_determinant: as in ``InvertibleFlow``.
         """
-        branch, condition = self.branch(), self.condition(code)
+        branch, offset = self.branch(code)
         if log_determinant == "surrogate":
             n_terms = count + SURROGATE_EXACT_TERMS
             weights = roulette_weights(n_terms, SURROGATE_EXACT_TERMS, self.poisson_rate)
-            output, value = branch_with_surrogate(branch, x, condition, probes, weights)
+            output, value = branch_with_surrogate(branch, x, offset, probes, weights)
             return x + output, value
         if log_determinant == "none":
-            return x + branch(x, condition), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            return x + branch(x, offset), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if torch.is_grad_enabled():
-            _, jacobian = branch.linearize(x, condition)
-            output = branch(x, condition)
+            _, jacobian = branch.linearize(x, offset)
+            output = branch(x, offset)
         else:
-            output, jacobian = branch.linearize(x, condition)
+            output, jacobian = branch.linearize(x, offset)
         if log_determinant == "series":
-            return x + output, series(jacobian, probes, count, self.poisson_rate)
+            return x + output, series(jacobian, probes, count, self.poisson_rate, BLOCK_LIPSCHITZ_CONSTANT)
         return x + output, exact(jacobian, (x.shape[-2], x.shape[-1]))
 
     @torch.no_grad()
@@ -133,13 +134,13 @@ class ResidualBlock(nn.Module):
         Raises:
             RunFailed: as ``fixed_point.invert``.
         """
-        branch, condition = self.branch(), self.condition(code)
+        branch, offset = self.branch(code)
         if settings.published_behaviour:
-            return invert_as_published(branch, y, condition)
+            return invert_as_published(branch, y, offset)
         return invert(
             branch,
             y,
-            condition,
+            offset,
             lipschitz_constant=BLOCK_LIPSCHITZ_CONSTANT,
             tolerance=settings.tolerance,
             max_iterations=settings.max_iterations,

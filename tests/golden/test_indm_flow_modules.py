@@ -130,7 +130,8 @@ def test_block_jacobian(group, name):
     data = group(name)
     block = residual_block(data)
     x = data["x"]
-    _, jacobian = block.branch().linearize(x, block.condition(data["h"]))
+    branch, offset = block.branch(data["h"])
+    _, jacobian = branch.linearize(x, offset)
     n_values = x[0].numel()
     basis = torch.eye(n_values, dtype=x.dtype).view(n_values, 1, *x.shape[1:]).expand(-1, len(x), -1, -1, -1)
     for product in (
