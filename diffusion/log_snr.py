@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from util.errors import UsageError
 
 # From the right, Newton's method takes 10 steps at most for any range within -100 to 100.
 _N_NEWTON_STEPS = 20
-_SERIES_BELOW = 0.01
-_N_SERIES_TERMS = 10
+_SERIES_BELOW = 0.1
+_N_SERIES_TERMS = 16
 
 
 class LogSnrSchedule(Protocol):
@@ -158,7 +157,7 @@ class StraightPath:
 
 def _softplus(x: torch.Tensor) -> torch.Tensor:
     """log(1 + exp(x)), without the threshold above which PyTorch's takes it to be x."""
-    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def log_alpha_slope(schedule: LogSnrSchedule, gamma: torch.Tensor) -> torch.Tensor:

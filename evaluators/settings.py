@@ -41,6 +41,7 @@ def settings_from(config: Config) -> EvaluationSettings:
         method_settings={
             **asdict(config.process),
             **asdict(config.discrete),
+            **asdict(config.log_snr),
             **asdict(config.objective),
             **asdict(config.sampling),
             **asdict(config.hsivi),

@@ -10,6 +10,7 @@ import torch
 from trainers.cld import ScoreMatching, check_cld
 from trainers.ddpm import NoisePrediction, check_ddpm
 from trainers.hsivi import HierarchicalMatching, check_hsivi
+from trainers.idode import DiffusionOde, check_idode
 from trainers.method import Method
 from util.config import Config
 from util.distributed import Distributed
@@ -34,6 +35,7 @@ SYSTEMS: dict[str, System] = {
     "cld": System(check_cld, ScoreMatching),
     "ddpm": System(check_ddpm, NoisePrediction),
     "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
+    "idode": System(check_idode, DiffusionOde),
 }
 
 

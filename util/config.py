@@ -29,6 +29,7 @@ from util.options import (
     HsiviOptions,
     LaunchOptions,
     LikelihoodOptions,
+    LogSnrOptions,
     NetworkOptions,
     ObjectiveOptions,
     OptimizationOptions,
@@ -48,6 +49,7 @@ class Config:
     data: DataOptions = field(default_factory=DataOptions)
     process: ProcessOptions = field(default_factory=ProcessOptions)
     discrete: DiscreteOptions = field(default_factory=DiscreteOptions)
+    log_snr: LogSnrOptions = field(default_factory=LogSnrOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)

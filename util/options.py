@@ -45,7 +45,7 @@ def option(
 class RunOptions:
     """What to do and where."""
 
-    system: str = option("cld", "published system", choices=("cld", "ddpm", "hsivi"))
+    system: str = option("cld", "published system", choices=("cld", "ddpm", "hsivi", "idode"))
     mode: str = option(
         "train", "train a model, continue a training run, evaluate a snapshot, draw samples from one, or train a "
         "dequantizer for one (scoreflow)",
@@ -145,8 +145,8 @@ class ProcessOptions:
     """Forward diffusion process."""
 
     sde: str = option(
-        "cld", "critically-damped Langevin, variance preserving, sub-variance preserving, variance exploding",
-        choices=("cld", "vpsde", "subvpsde", "vesde"),
+        "cld", "critically-damped Langevin, variance preserving, sub-variance preserving, variance exploding, straight "
+        "path (idode)", choices=("cld", "vpsde", "subvpsde", "vesde", "sp"),
     )  # fmt: skip
     beta_type: str = option("linear", "form of beta(t) = beta0 + beta1 t", choices=("linear",))
     beta0: float = option(4.0, "beta(0)", minimum=0.0)
@@ -184,6 +184,30 @@ class DiscreteOptions:
 
 
 @dataclass
+class LogSnrOptions:
+    """Diffusion in log-SNR time (idode)."""
+
+    gamma_min: float = option(-13.3, "-log SNR at the data", minimum=-100.0, maximum=100.0)
+    gamma_max: float = option(5.0, "-log SNR at the prior", minimum=-100.0, maximum=100.0)
+    velocity: bool = option(True, "predict the velocity of the ODE rather than the noise")
+    antithetic_time_sampling: bool = option(True, "spread the training times of a step evenly over its global batch")
+    second_order: bool = option(
+        False, "add the second-order objective; to fine-tune, --mode continue with it and more n_train_iters"
+    )
+    second_order_weight: float = option(0.1, "weight of the second-order objective", above=0.0)
+    augmentation: bool = option(
+        False, "flip and rotate training images, each with probability 1/2, and tell the network"
+    )
+    dequantization: str = option(
+        "truncated_normal", "dequantization of the likelihood (negative_log_likelihood)",
+        choices=("uniform", "variational", "truncated_normal"), defines_run=False,
+    )  # fmt: skip
+    n_importance_samples: int = option(
+        1, "dequantized images that the likelihood of one image is estimated from", minimum=1, defines_run=False
+    )
+
+
+@dataclass
 class ObjectiveOptions:
     """Training objective."""
 
@@ -203,7 +227,7 @@ class NetworkOptions:
 
     name: str = option(
         "ncsnpp", "ncsnpp for images, mlp for points; ddpm_unet (ddpm-torch) or improved_unet (improved-diffusion) for "
-        "discrete diffusion", choices=("ncsnpp", "mlp", "ddpm_unet", "improved_unet"),
+        "discrete diffusion; vdm_unet (idode)", choices=("ncsnpp", "mlp", "ddpm_unet", "improved_unet", "vdm_unet"),
     )  # fmt: skip
     n_channels: int = option(128, "base width (image networks)", minimum=4)
     ch_mult: list[int] = option([1, 2, 2, 2], "width of each level in units of n_channels (image networks)", minimum=1)
@@ -217,6 +241,8 @@ class NetworkOptions:
     num_heads: int = option(4, "attention heads (improved_unet)", minimum=1)
     learn_sigma: bool = option(False, "weights for unused variance outputs, as published networks have (improved_unet)")
     use_scale_shift_norm: bool = option(True, "labels scale and shift group norms instead of adding (improved_unet)")
+    with_attention: bool = option(False, "attention after every block, not only in the middle (vdm_unet)")
+    with_fourier_features: bool = option(True, "sines and cosines of the image as further inputs (vdm_unet)")
     resamp_with_conv: bool = option(True, "convolve where resolution changes (ncsnpp)", choices=(True,))
     use_fir: bool = option(True, "resample with the FIR filter fir_kernel (ncsnpp)")
     fir_kernel: list[int] = option([1, 3, 3, 1], "taps of the FIR filter (ncsnpp)", minimum=0)
@@ -246,6 +272,7 @@ class OptimizationOptions:
     weight_decay: float = option(0.0, "weight decay (L2 for Adam, decoupled for AdamW)", minimum=0.0)
     grad_clip: float = option(1.0, "largest global gradient norm; 0 is no clipping", minimum=0.0)
     n_warmup_iters: int = option(0, "steps over which the learning rate rises linearly", minimum=0)
+    learning_rate_decay: bool = option(False, "let the learning rate fall linearly to 1e-8 at n_train_iters (idode)")
     ema_rate: float = option(0.9999, "decay of the weight average", minimum=0.0, maximum=1.0)
     autocast_train: bool = option(False, "mixed precision in training")
     autocast_eval: bool = option(False, "mixed precision in evaluation and sampling")
@@ -439,6 +466,7 @@ GROUPS: dict[str, type] = {
     "data": DataOptions,
     "process": ProcessOptions,
     "discrete": DiscreteOptions,
+    "log_snr": LogSnrOptions,
     "objective": ObjectiveOptions,
     "network": NetworkOptions,
     "optimization": OptimizationOptions,
