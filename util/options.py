@@ -168,7 +168,7 @@ class DiscreteOptions:
     rescale_timesteps: bool = option(False, "label step k as 1000 k / T instead of k for the network")
     skip_type: str = option(
         "uniform", "which steps n_discrete_steps samplers visit: equally spaced, or closer near the data",
-        choices=("uniform", "quad"),
+        choices=("uniform", "quad"), defines_run=("hsivi",),
     )  # fmt: skip
     ddim_eta: float = option(0.0, "noise of DDIM: 0 is none, 1 that of ancestral sampling", minimum=0.0, maximum=1.0,
                              defines_run=False)  # fmt: skip
