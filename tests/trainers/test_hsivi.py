@@ -13,8 +13,8 @@ import torch
 from models.log_gamma import LOG_GAMMA
 from tests.util.hsivi_checkpoint import published
 from trainers.ddpm import NoisePrediction
-from trainers.hsivi import HierarchicalMatching, check_hsivi
-from util.config import Config
+from trainers.hsivi import HierarchicalMatching, check_hsivi, make_hierarchy_of
+from util.config import Config, parse_config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch, training_batches
 from util.data.no_data import NoData, positions_without_data
@@ -366,3 +366,19 @@ def test_positions_are_those_of_batches_with_data():
     without = next(positions_without_data(**share))
     for one, other in zip(with_data, without, strict=True):
         assert torch.equal(one.positions, other.positions)
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "hsivi").glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_published_settings(path):
+    config = parse_config(["-cc", str(path), "--pretrained_model", "teacher.pth"])
+    check_hsivi(config)
+    assert config.sampling.n_discrete_steps == int(path.stem.split("_")[1]) + 1
+    assert config.hsivi.f_learning_rate == pytest.approx(5 * config.hsivi.phi_learning_rate)
+    labels = make_hierarchy_of(config).labels
+    assert (
+        float(labels[-1])
+        == {"quad": 800, "uniform": 1000 // len(labels) * (len(labels) - 1) + 0.75}[config.discrete.skip_type]
+    )
