@@ -44,6 +44,12 @@ class PixelScale:
         unit = (x.double() + 1) / 2 if self.centered else x.double()
         return (unit * self.n_levels).floor().clamp(0, self.n_levels - 1).long()
 
+    def to_data(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Grey levels, uint8 of any shape, as float32 data without noise: 0 and n_levels - 1 are the ends of the
+        interval."""
+        unit = pixels.float() / (self.n_levels - 1)
+        return 2 * unit - 1 if self.centered else unit
+
     def to_unit_interval(self, x: torch.Tensor) -> torch.Tensor:
         """Data of any shape on [0, 1], clipped; NaN stays NaN."""
         return ((x + 1) / 2 if self.centered else x).clamp(0, 1)

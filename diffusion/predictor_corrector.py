@@ -15,6 +15,9 @@ from diffusion.discrete import DiscreteProcess
 from diffusion.process import ScoreFunction, drift, expand
 from util.errors import UsageError
 
+DENOISING_CHAIN = 1000
+"""Steps of the chain one of which ends ODE sampling."""
+
 States = tuple[torch.Tensor, torch.Tensor]
 Predictor = Callable[[DiscreteProcess, ScoreFunction, torch.Tensor, torch.Tensor, torch.Tensor, int], States]
 """predictor(process, score, x, t, noise, n_steps); noise is standard normal, shape of x."""
@@ -161,6 +164,14 @@ CORRECTORS: dict[str, Callable[..., States] | None] = {
     "ald": annealed_langevin,
     "none": None,
 }
+
+
+@torch.no_grad()
+def denoise(process: DiscreteProcess, score: ScoreFunction, state: torch.Tensor, time: float) -> torch.Tensor:
+    """The last step of ODE sampling: a step of the chain of DENOISING_CHAIN steps reversed without noise, from a state
+    (B, C, ...) at ``time``."""
+    t = torch.full((len(state),), time, dtype=torch.float64, device=state.device)
+    return reverse_diffusion(process, score, state, t, torch.zeros_like(state), DENOISING_CHAIN)[1]
 
 
 @torch.no_grad()

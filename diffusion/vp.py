@@ -95,6 +95,7 @@ def mean_coefficient(integral: torch.Tensor, linearised_start: bool) -> torch.Te
 
 
 def discrete_beta(schedule: LinearBeta, t: torch.Tensor, n_steps: int) -> torch.Tensor:
-    """beta_k of the chain of ``n_steps`` steps at the index k that t falls on; float64 like t."""
+    """beta_k of the chain of ``n_steps`` steps at the index k that t falls on; float64 like t. Below 1 only where
+    there are more steps than the largest beta(t)."""
     position = grid_index(t, n_steps) / (n_steps - 1)
     return schedule.beta(position) / n_steps

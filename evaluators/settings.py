@@ -45,7 +45,9 @@ def settings_from(config: Config) -> EvaluationSettings:
             **asdict(config.objective),
             **asdict(config.sampling),
             **asdict(config.hsivi),
+            **asdict(config.predictor_corrector),
             **asdict(config.likelihood),
+            **asdict(config.bound),
             "autocast_eval": config.optimization.autocast_eval,
         },
     )

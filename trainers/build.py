@@ -12,6 +12,7 @@ from trainers.ddpm import NoisePrediction, check_ddpm
 from trainers.hsivi import HierarchicalMatching, check_hsivi
 from trainers.idode import DiffusionOde, check_idode
 from trainers.method import Method
+from trainers.scoreflow import ScoreFlow, check_scoreflow
 from util.config import Config
 from util.distributed import Distributed
 
@@ -36,6 +37,7 @@ SYSTEMS: dict[str, System] = {
     "ddpm": System(check_ddpm, NoisePrediction),
     "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
     "idode": System(check_idode, DiffusionOde),
+    "scoreflow": System(check_scoreflow, ScoreFlow),
 }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -49,6 +48,8 @@ def check_cld(config: Config) -> None:
     make_process(config)
     check_score_network(config)
     objective, sampling = config.objective, config.sampling
+    if sampling.sampling_method not in ("ode", "em", "sscs"):
+        raise UsageError(f"--sampling_method {sampling.sampling_method} is not for --system cld; use ode, em or sscs")
     if sampling.sampling_method == "sscs" and config.process.sde != "cld":
         raise UsageError(f"--sampling_method sscs needs a velocity; use em or ode with --sde {config.process.sde}")
     if objective.importance_sampling and objective.weighting != "likelihood":
@@ -106,24 +107,13 @@ class ScoreMatching:
         called = with_autocast(network, self.device, self.config.optimization, autocast)
         return make_score(self.process, called, mixed=self.config.objective.mixed_score)
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network in evaluation mode with its averaged weights."""
-        self.network.eval()
-        try:
-            with self.updater.ema.average_weights():
-                yield
-        finally:
-            self.network.train()
-
     def _to_data(self, batch: torch.Tensor, noise: Noise, dequantize: bool) -> torch.Tensor:
         """What the diffusion sees of a batch."""
         if not self.is_image:
             return batch
         if dequantize:
             return self.scale.dequantize(batch, noise.uniform(*self.data_shape))
-        unit = batch.float() / 255
-        return 2 * unit - 1 if self.config.data.center_image else unit
+        return self.scale.to_data(batch)
 
     def _loss(
         self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], batch: torch.Tensor, noise: Noise
@@ -159,7 +149,7 @@ class ScoreMatching:
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
-        with self._averaged(), torch.no_grad():
+        with self.updater.averaged(), torch.no_grad():
             return self._loss(self._sampling_score, batch, noise)
 
     def sample(self, noise: Noise) -> Samples:
@@ -174,7 +164,7 @@ class ScoreMatching:
             "normal": lambda: noise.normal(*shape),
         }
         published = self.config.run.published_behaviour
-        with self._averaged():
+        with self.updater.averaged():
             if options.sampling_method == "ode":
                 solver: dict[str, Any] = {
                     "solver": options.sampling_solver,
@@ -205,7 +195,7 @@ class ScoreMatching:
         has_velocity = self.process.velocity_variance is not None
         start = initial_state(self.process, x, noise.normal(*self.data_shape) if has_velocity else None)
         draw = {"rademacher": noise.rademacher, "gaussian": noise.normal}.get(options.likelihood_hutchinson_type)
-        with self._averaged():
+        with self.updater.averaged():
             likelihood = ode_log_likelihood(
                 self.process,
                 self._exact_score,

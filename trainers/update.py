@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,6 +61,16 @@ class Updater:
             "gradient_norm": gradient_norm.detach(),
             "learning_rate": torch.tensor(learning_rate, dtype=torch.float64),
         }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the network is in evaluation mode and has its averaged weights."""
+        self.network.eval()
+        try:
+            with self.ema.average_weights():
+                yield
+        finally:
+            self.network.train()
 
 
 def make_updater(network: nn.Module, options: OptimizationOptions) -> Updater:

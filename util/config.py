@@ -22,6 +22,7 @@ import configargparse
 from util.errors import UsageError
 from util.options import (
     GROUPS,
+    BoundOptions,
     DataOptions,
     DequantizerOptions,
     DiscreteOptions,
@@ -33,6 +34,7 @@ from util.options import (
     NetworkOptions,
     ObjectiveOptions,
     OptimizationOptions,
+    PredictorCorrectorOptions,
     ProcessOptions,
     RunOptions,
     SamplingOptions,
@@ -56,7 +58,9 @@ class Config:
     training: TrainingOptions = field(default_factory=TrainingOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     hsivi: HsiviOptions = field(default_factory=HsiviOptions)
+    predictor_corrector: PredictorCorrectorOptions = field(default_factory=PredictorCorrectorOptions)
     likelihood: LikelihoodOptions = field(default_factory=LikelihoodOptions)
+    bound: BoundOptions = field(default_factory=BoundOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     dequantizer: DequantizerOptions = field(default_factory=DequantizerOptions)
 

@@ -45,7 +45,7 @@ def option(
 class RunOptions:
     """What to do and where."""
 
-    system: str = option("cld", "published system", choices=("cld", "ddpm", "hsivi", "idode"))
+    system: str = option("cld", "published system", choices=("cld", "ddpm", "hsivi", "idode", "scoreflow"))
     mode: str = option(
         "train", "train a model, continue a training run, evaluate a snapshot, draw samples from one, or train a "
         "dequantizer for one (scoreflow)",
@@ -217,6 +217,7 @@ class ObjectiveOptions:
     importance_sampling: bool = option(
         False, "draw training times in proportion to their weight (weighting likelihood): same objective, less variance"
     )
+    reduce_mean: bool = option(True, "mean over the numbers of an image; false takes half their sum (scoreflow)")
     loss_eps: float = option(1e-5, "smallest training time, of [0, 1]", above=0.0, maximum=0.5)
     mixed_score: bool = option(True, "learn the difference to the score of a Gaussian")
 
@@ -325,8 +326,8 @@ class SamplingOptions:
     """Sampling."""
 
     sampling_method: str = option(
-        "ode", "probability-flow ODE, Euler-Maruyama, or symmetric splitting (cld); ancestral or DDIM (ddpm)",
-        choices=("ode", "em", "sscs", "ancestral", "ddim"), defines_run=False,
+        "ode", "probability-flow ODE, Euler-Maruyama, symmetric splitting (cld); ancestral or DDIM (ddpm); "
+        "predictor-corrector (scoreflow)", choices=("ode", "em", "sscs", "ancestral", "ddim", "pc"), defines_run=False,
     )  # fmt: skip
     sampling_solver: str = option("RK45", "ODE solver (ode)", defines_run=False)
     sampling_rtol: float = option(1e-5, "relative tolerance of the solver (ode)", above=0.0, defines_run=False)
@@ -336,8 +337,8 @@ class SamplingOptions:
         defines_run=False,
     )  # fmt: skip
     n_discrete_steps: int = option(
-        500, "network evaluations (em, sscs, ancestral, ddim); one more than them (hsivi)", minimum=1,
-        defines_run=("hsivi",),
+        500, "network evaluations (em, sscs, ancestral, ddim); one more than them (hsivi); steps of the chain (pc)",
+        minimum=1, defines_run=("hsivi",),
     )  # fmt: skip
     striding: str = option("linear", "spacing of the steps (em, sscs)", choices=("linear", "quadratic"),
                            defines_run=False)  # fmt: skip
@@ -371,6 +372,35 @@ class HsiviOptions:
 
 
 @dataclass
+class PredictorCorrectorOptions:
+    """--sampling_method pc: n_discrete_steps times, at each of them corrector steps and then a predictor step."""
+
+    predictor: str = option(
+        "reverse_diffusion", "step from each time to the next",
+        choices=("reverse_diffusion", "euler_maruyama", "ancestral_sampling", "probability_flow", "none"),
+        defines_run=False,
+    )  # fmt: skip
+    corrector: str = option("langevin", "steps at each time: Langevin, or annealed Langevin with fixed sizes",
+                            choices=("langevin", "ald", "none"), defines_run=False)  # fmt: skip
+    snr: float = option(0.16, "signal-to-noise ratio of the corrector", above=0.0, defines_run=False)
+    n_steps_each: int = option(1, "corrector steps at each time", minimum=1, defines_run=False)
+
+
+@dataclass
+class BoundOptions:
+    """Variational bound on the likelihood (scoreflow), from likelihood_eps on."""
+
+    bound_n_times: int = option(1000, "times at which it is evaluated for each image", minimum=1, defines_run=False)
+    bound_form: str = option("dsm", "denoising or sliced score matching", choices=("dsm", "ssm"), defines_run=False)
+    bound_importance_sampling: bool = option(
+        True, "draw its times in proportion to their weight: same bound, less variance", defines_run=False
+    )
+    bound_offset: bool = option(
+        True, "bound the likelihood of the data, not of the data with the noise of likelihood_eps", defines_run=False
+    )
+
+
+@dataclass
 class LikelihoodOptions:
     """Likelihood through the probability-flow ODE."""
 
@@ -381,7 +411,7 @@ class LikelihoodOptions:
         0, "steps of a fixed-step likelihood_solver such as rk4; 0 for adaptive solvers", minimum=0,
         defines_run=False,
     )  # fmt: skip
-    likelihood_eps: float = option(1e-5, "start time, of [0, 1]", above=0.0, maximum=0.5, defines_run=False)
+    likelihood_eps: float = option(1e-5, "smallest time, of [0, 1]", above=0.0, maximum=0.5, defines_run=False)
     likelihood_hutchinson_type: str = option(
         "rademacher", "probes of the trace estimator; exact computes the trace (points only)",
         choices=("rademacher", "gaussian", "exact"), defines_run=False,
@@ -473,7 +503,9 @@ GROUPS: dict[str, type] = {
     "training": TrainingOptions,
     "sampling": SamplingOptions,
     "hsivi": HsiviOptions,
+    "predictor_corrector": PredictorCorrectorOptions,
     "likelihood": LikelihoodOptions,
+    "bound": BoundOptions,
     "evaluation": EvaluationOptions,
     "dequantizer": DequantizerOptions,
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.discrete import grid_index
-from diffusion.predictor_corrector import CORRECTORS, PREDICTORS, predictor_corrector, reverse_diffusion
+from diffusion.predictor_corrector import CORRECTORS, PREDICTORS, denoise, predictor_corrector
 from diffusion.prior import prior_sample
 from diffusion.process import expand
 from diffusion.samplers import probability_flow
@@ -67,7 +67,7 @@ def test_predictor_corrector_runs(name, run, precision):
     predictor, corrector = run.split("+")
     n_steps, eps = int(ARRAYS[f"{name}/pc/N"]), float(ARRAYS[f"{name}/pc/eps"])
     present = [place for place, part in ((0, corrector), (1, predictor)) if part != "none"]
-    for denoise in (True, False):
+    for without_noise in (True, False):
         noises = iter(input_of(f"{name}/pc/noise")[:, present].flatten(0, 1))
         sample, n_evaluations = predictor_corrector(
             process,
@@ -79,13 +79,13 @@ def test_predictor_corrector_runs(name, run, precision):
             snr=float(ARRAYS["in/snr"]),
             n_corrector_steps=1,
             sampling_eps=eps,
-            denoise=denoise,
+            denoise=without_noise,
             normal=lambda noises=noises: next(noises),
             published_behaviour=True,
         )
         assert next(noises, None) is None
         data = sample if name.startswith("ve") else (sample + 1) / 2
-        recorded.close(f"pc/{run}/denoise{int(denoise)}", data, TOLERANCES[precision])
+        recorded.close(f"pc/{run}/denoise{int(without_noise)}", data, TOLERANCES[precision])
         recorded.equal(f"pc/{run}/nfe_reported", n_evaluations)
 
 
@@ -108,9 +108,7 @@ def test_ode_sampler(name, precision):
         sampling_eps=eps, denoise=False, solver="RK45", rtol=1e-5, atol=1e-5,
     )  # fmt: skip
     tolerance = TOLERANCES["f32"] if precision == "f32" else 1e-6
-    times = torch.full((len(state),), eps, dtype=torch.float64)
-    _, denoised = reverse_diffusion(process, score, state, times, torch.zeros_like(state), N_STEPS)
-    for denoise, sample in ((0, state), (1, denoised)):
+    for key, sample in ((0, state), (1, denoise(process, score, state, eps))):
         data = sample if name.startswith("ve") else (sample + 1) / 2
-        recorded.close(f"ode/denoise{denoise}", data, tolerance)
+        recorded.close(f"ode/denoise{key}", data, tolerance)
     recorded.equal("ode/nfe", n_evaluations)
