@@ -49,6 +49,15 @@ def entry(mapping: Any, key: str, kind: type, where: str) -> Any:
     return value
 
 
+def count(mapping: Mapping[str, Any], key: str, where: str) -> int:
+    """A whole number that the file holds as a number or as an array without axes. Raises UsageError where there is
+    none."""
+    value = mapping.get(key)
+    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point():
+        return int(value)
+    return entry(mapping, key, int, where)
+
+
 def without_prefix(model: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
     """A state_dict without the prefix of data-parallel training. Raises UsageError for an entry without it."""
     prefix = "module."

@@ -12,7 +12,7 @@ from torch import nn
 
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, read_flax_checkpoint
-from util.import_checkpoint.common import check_tensor, entry, one_source, own_storage, snapshot_state
+from util.import_checkpoint.common import check_tensor, count, entry, one_source, own_storage, snapshot_state
 from util.named_shapes import describe_difference, shapes
 from util.optimization import make_optimizer
 
@@ -96,7 +96,7 @@ def import_idode(sources: Sequence[Path]) -> dict[str, Any]:
     """
     path = one_source(sources)
     checkpoint, source = read_flax_checkpoint(path), str(path)
-    step = _count(checkpoint, "step", source)
+    step = count(checkpoint, "step", source)
     network = _parameters(entry(checkpoint, "params", Mapping, source), f"{source}: params")
     _check_network(network, f"{source}: params")
     average = _like(network, entry(checkpoint, "ema_params", Mapping, source), f"{source}: ema_params")
@@ -104,14 +104,6 @@ def import_idode(sources: Sequence[Path]) -> dict[str, Any]:
     optimizer = _optimizer_state(network, entry(checkpoint, "opt_state", Mapping, source), f"{source}: opt_state")
     emas = {"score": {"decay": _EMA_DECAY, "n_updates": step, "shadow": average}}
     return snapshot_state("idode", path, step, {"score": network}, emas, {"score": optimizer})
-
-
-def _count(mapping: Mapping[str, Any], key: str, where: str) -> int:
-    """A whole number that the file holds as a number or as an array without axes."""
-    value = mapping.get(key)
-    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point():
-        return int(value)
-    return entry(mapping, key, int, where)
 
 
 def _parameters(collection: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
@@ -159,7 +151,7 @@ def _optimizer_state(network: dict[str, torch.Tensor], opt_state: Mapping[str, A
     # With gradient accumulation the optimiser's own state is one level further down.
     inner = opt_state.get("inner_opt_state", opt_state)
     adam = entry(inner, "0", Mapping, where)
-    count = _count(adam, "count", where)
+    n_updates = count(adam, "count", where)
     moments = {
         key: own_storage(_like(network, entry(adam, name, Mapping, where), f"{where} {name}"))
         for key, name in (("exp_avg", "mu"), ("exp_avg_sq", "nu"))
@@ -171,7 +163,7 @@ def _optimizer_state(network: dict[str, torch.Tensor], opt_state: Mapping[str, A
     )
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(count)),
+            "step": torch.tensor(float(n_updates)),
             **{key: tensors[name] for key, tensors in moments.items()},
         }
     return optimizer.state_dict()
