@@ -37,10 +37,10 @@ class RecordedDraws:
         names = ["z_dsm", "z_prior", "z_offset"]
         self.normals = iter([channels_first(ARRAYS[f"in/{name}"]) for name in names[: 3 if offset else 2]])
 
-    def uniform(self, *shape, dtype):
+    def uniform(self, *_shape, dtype):
         return next(self.uniforms).to(dtype)
 
-    def normal(self, *shape):
+    def normal(self, *_shape):
         return next(self.normals)
 
 
