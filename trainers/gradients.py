@@ -104,7 +104,8 @@ class GradientReducer:
         ]
         if len(pairs) < len(bucket.parameters):
             bucket.buffer.zero_()
-        torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
+        if pairs:
+            torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
         bucket.work = dist.all_reduce(bucket.buffer, async_op=True)
 
     def finish(self) -> None:
@@ -122,4 +123,5 @@ class GradientReducer:
                 for view, parameter in zip(bucket.views, bucket.parameters, strict=True)
                 if parameter.grad is not None
             ]
-            torch._foreach_copy_([gradient for gradient, _ in pairs], [view for _, view in pairs])
+            if pairs:
+                torch._foreach_copy_([gradient for gradient, _ in pairs], [view for _, view in pairs])

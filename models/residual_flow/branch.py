@@ -28,8 +28,8 @@ def sine_slope(v: torch.Tensor) -> torch.Tensor:
 
 def patches(x: torch.Tensor) -> torch.Tensor:
     """The zero-padded 3x3 surroundings of every pixel: (..., C, H, W) to (..., H W, 9 C), ordered (C, 3, 3)."""
-    columns = F.unfold(x.flatten(0, -4), 3, padding=1)
-    return columns.transpose(1, 2).unflatten(0, x.shape[:-3])
+    windows = F.pad(x, (1, 1, 1, 1)).unfold(-2, 3, 1).unfold(-2, 3, 1)
+    return windows.movedim(-5, -3).flatten(-3).flatten(-3, -2)
 
 
 def from_patches(columns: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

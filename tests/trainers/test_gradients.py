@@ -16,6 +16,8 @@ def make_network() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 7), nn.SiLU(), nn.Linear(7, 7), nn.Linear(7, 3))
     network[2].requires_grad_(False)
+    # Fills a small bucket of its own and never has a gradient.
+    network.register_parameter("unused", nn.Parameter(torch.zeros(50)))
     return network
 
 
