@@ -118,7 +118,7 @@ class Training:
     def _guarded(self, metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # With loss scaling an overflowing gradient is an ordinary event: the step is skipped and the scale lowered.
         scaled = self.method.state.scaler is not None
-        return {name: value for name, value in metrics.items() if not (scaled and name == "gradient_norm")}
+        return {name: value for name, value in metrics.items() if not (scaled and name.endswith("gradient_norm"))}
 
     def _fail(self, agreement: Agreement) -> None:
         """Dump what is needed to look into a non-finite term, and end the run."""

@@ -382,3 +382,9 @@ def test_published_settings(path):
         float(labels[-1])
         == {"quad": 800, "uniform": 1000 // len(labels) * (len(labels) - 1) + 0.75}[config.discrete.skip_type]
     )
+
+
+def test_another_number_of_time_points_is_another_run():
+    assert configure(n_discrete_steps=11).difference(configure().flat()) == ["n_discrete_steps: 6 -> 11"]
+    other = configure(system="ddpm", n_discrete_steps=11)
+    assert other.difference(configure(system="ddpm").flat()) == []
