@@ -160,6 +160,12 @@ def _softplus(x: torch.Tensor) -> torch.Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
+def end_point(schedule: LogSnrSchedule, gamma: float) -> tuple[float, float]:
+    """alpha and sigma at one gamma."""
+    at = torch.tensor(gamma, dtype=torch.float64)
+    return schedule.alpha(at).item(), schedule.sigma(at).item()
+
+
 def log_alpha_slope(schedule: LogSnrSchedule, gamma: torch.Tensor) -> torch.Tensor:
     """d log alpha / d gamma, float64, shape of gamma."""
     return -schedule.state_share(gamma) * schedule.sigma(gamma) / 2

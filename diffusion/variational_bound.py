@@ -9,15 +9,9 @@ import torch
 
 from diffusion.bits import PixelScale
 from diffusion.levels import level_log_probabilities
-from diffusion.log_snr import LogSnrSchedule, importance_gammas, importance_normaliser, uniform_gammas
+from diffusion.log_snr import LogSnrSchedule, end_point, importance_gammas, importance_normaliser, uniform_gammas
 from diffusion.process import expand
 from diffusion.velocity import Parameterisation, Predict, VelocityPrediction
-
-
-def end_point(schedule: LogSnrSchedule, gamma: float) -> tuple[float, float]:
-    """alpha and sigma at one gamma."""
-    at = torch.tensor(gamma, dtype=torch.float64)
-    return schedule.alpha(at).item(), schedule.sigma(at).item()
 
 
 def reconstruction_term(
@@ -92,7 +86,8 @@ def diffusion_terms(
         probe: signs, shape of x, that estimate tr J; None leaves the second-order objective out. For a velocity only.
 
     Returns:
-        "diffusion" and, with a probe, "second_order". Values that are not finite are passed on.
+        "diffusion" and, with a probe, "second_order". Values that are not finite are passed on. Where gradients
+        are switched off, the second-order objective switches them on for its own derivative alone.
 
     Raises:
         ValueError: a probe without a velocity.
@@ -104,15 +99,15 @@ def diffusion_terms(
     z = (expand(alpha, noise) * x.double() + expand(sigma, noise) * noise.double()).to(noise.dtype)
     weight = loss_weight(schedule, parameterisation, gamma, importance=importance)
 
-    z = z.requires_grad_(probe is not None)
-    prediction = predict(z, gamma)
+    in_training = torch.is_grad_enabled()
+    with torch.set_grad_enabled(in_training or probe is not None):
+        z = z.requires_grad_(probe is not None)
+        prediction = predict(z, gamma)
     target = parameterisation.target(schedule, z.detach(), noise, gamma)
     squared_error = (target - prediction).flatten(1).square().sum(1, dtype=torch.float64)
     terms = {"diffusion": weight * squared_error}
     if probe is not None:
-        (product,) = torch.autograd.grad(
-            prediction, z, probe.to(prediction.dtype), create_graph=torch.is_grad_enabled()
-        )
+        (product,) = torch.autograd.grad(prediction, z, probe.to(prediction.dtype), create_graph=in_training)
         trace = (product * probe).flatten(1).sum(1, dtype=torch.float64)
         n_dimensions = x[0].numel()
         residual = (

@@ -11,20 +11,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.log_snr import LogSnrSchedule, StraightPath, VariancePreservingPath, antithetic_times
-from diffusion.log_snr_ode import (
+from diffusion.importance_weighted import importance_weighted_terms
+from diffusion.level_dequantization import (
     Dequantized,
-    decode,
     dequantize_uniformly,
     dequantize_variationally,
     dequantize_within_levels,
-    importance_weighted_terms,
-    ode_drift,
-    ode_likelihood_terms,
-    ode_sample,
     truncated_normal,
     truncation,
 )
+from diffusion.log_snr import LogSnrSchedule, StraightPath, VariancePreservingPath, antithetic_times
+from diffusion.log_snr_ode import decode, ode_drift, ode_likelihood_terms, ode_sample
 from diffusion.variational_bound import diffusion_terms, prior_term, reconstruction_term
 from diffusion.velocity import NoisePrediction, Parameterisation, Predict, VelocityPrediction
 from models.vdm_unet import VDMUNet, VDMUNetSettings
@@ -221,11 +218,9 @@ class DiffusionOde:
         self, network: Callable[..., torch.Tensor], batch: torch.Tensor, noise: Noise, second_order: bool
     ) -> dict[str, torch.Tensor]:
         t = noise.uniform(dtype=torch.float64)
-        # The second-order objective takes a derivative of the network even where nothing is trained.
-        with self._averaged(), torch.set_grad_enabled(second_order):
+        with self._averaged(), torch.no_grad():
             conditioning = torch.zeros(len(batch), device=self.device)
-            terms = self._terms(network, batch, conditioning, t, noise, second_order)
-        return {name: term.detach() for name, term in terms.items()}
+            return self._terms(network, batch, conditioning, t, noise, second_order)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,), bits/dim."""

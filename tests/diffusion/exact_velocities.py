@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from diffusion.bits import PixelScale
-from diffusion.log_snr import LogSnrSchedule
+from diffusion.log_snr import LogSnrSchedule, end_point
 from diffusion.process import expand
-from diffusion.variational_bound import end_point
 from diffusion.velocity import VelocityPrediction
 
 SCALE = PixelScale()

@@ -6,18 +6,15 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.log_snr import log_alpha_slope
-from diffusion.log_snr_ode import (
-    decode,
+from diffusion.importance_weighted import importance_weighted_terms
+from diffusion.level_dequantization import (
     dequantize_uniformly,
     dequantize_variationally,
     dequantize_within_levels,
-    importance_weighted_terms,
-    ode_drift,
-    ode_likelihood_terms,
-    ode_sample,
     truncation,
 )
+from diffusion.log_snr import log_alpha_slope
+from diffusion.log_snr_ode import decode, ode_drift, ode_likelihood_terms, ode_sample
 from diffusion.process import expand
 from tests.golden.idode_setup import (
     DTYPES,

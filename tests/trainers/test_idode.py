@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from diffusion.log_snr_ode import UNIFORM_START_GAMMA
+from diffusion.level_dequantization import UNIFORM_START_GAMMA
 from trainers.augmentation import flip_and_rotate
 from trainers.idode import DiffusionOde, check_idode
 from util.config import Config
@@ -104,6 +104,13 @@ def test_fine_tuning_keeps_the_optimiser_and_adds_the_second_order_objective():
     for mine, theirs in zip(first.network.parameters(), second.network.parameters(), strict=True):
         for key, value in first.updater.optimizer.state[mine].items():
             assert torch.equal(second.updater.optimizer.state[theirs][key], value)
+    noises = [Noise(0, "test", torch.arange(N_SAMPLES)) for _ in range(2)]
+    validation = [
+        method.validation_loss(micro_batches()[0].data, noise)
+        for method, noise in zip((first, second), noises, strict=True)
+    ]
+    assert (validation[1] > validation[0]).all()
+    assert not validation[1].requires_grad
     losses = [method.train_step(micro_batches(1, 2))["loss"] for method in (first, second)]
     assert losses[1] > losses[0]
 
