@@ -13,7 +13,7 @@ order and shapes of the published checkpoints.
     output.z, output.code                                 # (B, C, H, W), (B, code_size)
     output.kl, output.log_determinants                    # float64 (B,), (B, n_blocks)
     output.log_jacobian                                   # float64 (B,): sum of log_determinants - kl
-    x = flow.inverse(z, flow.sample_code(normal))         # RunFailed where the fixed point is not reached
+    x = flow.inverse(z, flow.sample_code(normal), InverseSettings(tolerance=1e-6))  # RunFailed if not reached
 
 ``flow.train()`` makes the encoder normalise by the batch's statistics, summed over ranks, and move its running ones.
 Everything is computed in the parameters' dtype, under autocast too.
@@ -21,5 +21,6 @@ Everything is computed in the parameters' dtype, under autocast too.
 
 from models.residual_flow.flow import FlowOutput, FlowSettings, InvertibleFlow
 from models.residual_flow.noise import FlowNoise, draw_flow_noise
+from models.residual_flow.residual_block import InverseSettings
 
-__all__ = ["FlowNoise", "FlowOutput", "FlowSettings", "InvertibleFlow", "draw_flow_noise"]
+__all__ = ["FlowNoise", "FlowOutput", "FlowSettings", "InverseSettings", "InvertibleFlow", "draw_flow_noise"]
