@@ -6,12 +6,15 @@ import re
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.system.command import kill_all, ranks_of, run, snapshot, start, state_differences, wait_until
+from tests.system.in_process import run_here
+from trainers.run import choose_snapshot
 from util.run_file import read_run_file
 from util.snapshot import DamagedSnapshot, inspect_snapshot
 
@@ -26,15 +29,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["truncated", "flipped byte", "empty"])
-def test_damaged_snapshot(damage: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_damaged_snapshots(undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path / "run", **{**OPTIONS, "n_train_iters": 12})
     path = tmp_path / "run/checkpoints/checkpoint.pth"
     (tmp_path / "run/checkpoints/checkpoint_12.pth").unlink()
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x40
-    path.unlink()
-    path.write_bytes({"truncated": content[:-1000], "flipped byte": content, "empty": b""}[damage])
+    for damaged in (content[:-1000], b"", content):
+        path.unlink()
+        path.write_bytes(damaged)
+        with caplog.at_level("WARNING"):
+            newest = choose_snapshot(path.parent, "", "--checkpoint")
+        assert newest == path.with_name("checkpoint_previous.pth")
+        assert re.search(r"checkpoint\.pth: .*; it is not used", caplog.text)
+        caplog.clear()
     output = run(tmp_path / "run", mode="continue", **OPTIONS)
     assert re.search(r"checkpoint\.pth: .*; it is not used", output)
     assert re.search(r"continuing from .*checkpoint_previous\.pth \(step 11\)", output)
@@ -43,16 +51,21 @@ def test_damaged_snapshot(damage: str, undisturbed: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_kills_at_random_instants(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to everything, from start-up to the end, with a snapshot every step."""
-    generator = random.Random(1)
-    options = {**OPTIONS, "n_train_iters": 20}
+    """SIGKILL to everything, from start-up to the end, with a snapshot every step: 20 times, in two runs at once."""
     started = time.monotonic()
-    run(tmp_path / "timing", **options)
+    run(tmp_path / "timing", **OPTIONS)
     length = time.monotonic() - started
-    workdir = tmp_path / "run"
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda seed: _survive_ten_kills(tmp_path / str(seed), seed, length), (1, 2)))
+    for seed in (1, 2):
+        assert state_differences(undisturbed, tmp_path / str(seed)) == []
+
+
+def _survive_ten_kills(workdir: Path, seed: int, length: float) -> None:
+    generator = random.Random(seed)
     reached = 0
-    for _ in range(20):
-        process = start(workdir, **options)
+    for _ in range(10):
+        process = start(workdir, **OPTIONS)
         try:
             process.wait(timeout=generator.uniform(0.3 * length, 1.05 * length))
         except subprocess.TimeoutExpired:
@@ -64,10 +77,8 @@ def test_kills_at_random_instants(undisturbed: Path, tmp_path: Path) -> None:
             intact = [entry.step for entry in _intact(workdir)]
             assert max(intact) >= reached
         if read_run_file(workdir).get("state") == "finished":
-            break
-    if read_run_file(workdir).get("state") != "finished":
-        run(workdir, **options)
-    assert state_differences(undisturbed, workdir) == []
+            return
+    run(workdir, **OPTIONS)
 
 
 def _intact(workdir: Path) -> list:
@@ -159,7 +170,7 @@ def test_non_finite_loss_names_step_rank_and_term(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_traceback_of_the_first_failing_rank_is_shown(tmp_path: Path) -> None:
     """A rank that cannot write its diagnostics is an error of ours, so its traceback is shown."""
-    run(tmp_path / "run", **{**OPTIONS, "n_train_iters": 1})
+    run_here(tmp_path / "run", **{**OPTIONS, "n_train_iters": 1})
     (tmp_path / "run" / "metrics.jsonl").unlink()
     (tmp_path / "run" / "metrics.jsonl").mkdir()
     output = run(tmp_path / "run", expect=1, mode="continue", **OPTIONS, n_gpus_per_node=2)

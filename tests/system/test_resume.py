@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.system.command import kill_all, run, snapshot, start, state_differences, wait_until
+from tests.system.command import kill_all, ranks_of, run, snapshot, start, state_differences, wait_until
+from tests.system.in_process import refusal, run_here
 from util.run_file import read_run_file
 
 SMALL = {
@@ -22,9 +24,19 @@ SMALL = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "dropout, accumulation, workers": {"dropout": 0.3, "gradient_accumulation": 2, "n_workers": 2, "random_flip": True},
-    "mixed precision": {"autocast_train": True, "autocast_dtype": "fp16"},
-}
+    "dropout, accumulation, workers, mixed precision": {
+        "dropout": 0.3, "gradient_accumulation": 2, "n_workers": 2, "random_flip": True,
+        "autocast_train": True, "autocast_dtype": "fp16",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a plain run."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(workdir, **SMALL)
+    return workdir
 
 
 def logged_steps(workdir: Path) -> list[int]:
@@ -39,9 +51,12 @@ def tensorboard_steps(workdir: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_run_equals_undisturbed_run(variant: str, tmp_path: Path) -> None:
+def test_killed_run_equals_undisturbed_run(variant: str, undisturbed: Path, tmp_path: Path) -> None:
     options = {**SMALL, **VARIANTS[variant]}
-    run(tmp_path / "whole", **options)
+    whole = undisturbed
+    if VARIANTS[variant]:
+        whole = tmp_path / "whole"
+        run(whole, **options)
     process = start(tmp_path / "killed", **options)
     at = random.Random(variant).randint(17, 30)
     wait_until(lambda: read_run_file(tmp_path / "killed").get("step", 0) >= at, process)
@@ -49,19 +64,16 @@ def test_killed_run_equals_undisturbed_run(variant: str, tmp_path: Path) -> None
     assert snapshot(tmp_path / "killed")["step"] < 40
     output = run(tmp_path / "killed", mode="continue", **options)
     assert "continuing from" in output
-    assert state_differences(tmp_path / "whole", tmp_path / "killed") == []
-    for workdir in (tmp_path / "whole", tmp_path / "killed"):
+    assert state_differences(whole, tmp_path / "killed") == []
+    for workdir in (whole, tmp_path / "killed"):
         assert logged_steps(workdir) == list(range(1, 41))
         assert tensorboard_steps(workdir) == list(range(1, 41))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "to_rank"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
-def test_stop_signal_loses_nothing(number: signal.Signals, to_rank: bool, tmp_path: Path) -> None:
-    from tests.system.command import ranks_of
-
+def test_stop_signal_loses_nothing(number: signal.Signals, to_rank: bool, undisturbed: Path, tmp_path: Path) -> None:
     options = {**SMALL, "snapshot_freq": 0}
-    run(tmp_path / "whole", **options)
     process = start(tmp_path / "stopped", **options)
     wait_until(lambda: read_run_file(tmp_path / "stopped").get("step", 0) >= 10, process)
     (ranks_of(process)[1] if to_rank else process).send_signal(number)
@@ -74,7 +86,7 @@ def test_stop_signal_loses_nothing(number: signal.Signals, to_rank: bool, tmp_pa
     assert stopped_at == status["step"] == status["last_snapshot"]["step"] == logged_steps(tmp_path / "stopped")[-1]
     # The same command again carries the unfinished run on.
     run(tmp_path / "stopped", **options)
-    assert state_differences(tmp_path / "whole", tmp_path / "stopped") == []
+    assert state_differences(undisturbed, tmp_path / "stopped") == []
     assert logged_steps(tmp_path / "stopped") == list(range(1, 41))
 
 
@@ -82,7 +94,7 @@ def test_stop_signal_loses_nothing(number: signal.Signals, to_rank: bool, tmp_pa
 def test_total_batch_size_keeps_the_run_on_another_world_size(tmp_path: Path) -> None:
     import torch
 
-    options = {**SMALL, "total_batch_size": 24, "training_batch_size": 8, "dropout": 0.0}
+    options = {**SMALL, "total_batch_size": 24, "training_batch_size": 8, "dropout": 0.0, "n_train_iters": 15}
     ends = []
     for n_ranks in (1, 2, 3):
         options["n_gpus_per_node"] = n_ranks
@@ -97,17 +109,17 @@ def test_total_batch_size_keeps_the_run_on_another_world_size(tmp_path: Path) ->
 @pytest.mark.slow
 def test_fresh_noise_and_refusals(tmp_path: Path) -> None:
     options = {**SMALL, "n_gpus_per_node": 1, "n_train_iters": 10}
-    run(tmp_path / "a", **options)
-    assert "finished run" in run(tmp_path / "a", expect=2, **options)
-    assert "seed: 11 -> 12" in run(tmp_path / "a", expect=2, **{**options, "seed": 12})
+    run_here(tmp_path / "a", **options)
+    assert "finished run" in refusal(tmp_path / "a", **options)
+    assert "seed: 11 -> 12" in refusal(tmp_path / "a", **{**options, "seed": 12})
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
     longer = {**options, "n_train_iters": 20}
-    run(tmp_path / "a", mode="continue", **longer)
-    run(tmp_path / "b", **longer)
+    run_here(tmp_path / "a", mode="continue", **longer)
+    run_here(tmp_path / "b", **longer)
     assert state_differences(tmp_path / "a", tmp_path / "b") == []
-    run(tmp_path / "c", **options)
-    run(tmp_path / "c", mode="continue", cont_nbr=1, **longer)
+    run_here(tmp_path / "c", mode="continue", cont_nbr=1, **longer)
     assert state_differences(tmp_path / "a", tmp_path / "c") != []
-    run(tmp_path / "a", overwrite=True, **options)
+    run_here(tmp_path / "a", overwrite=True, **options)
     assert snapshot(tmp_path / "a")["step"] == 10
-    run(tmp_path / "b", mode="continue", checkpoint="checkpoint_20.pth", **{**longer, "n_train_iters": 22})
+    run_here(tmp_path / "b", mode="continue", checkpoint="checkpoint_20.pth", **{**longer, "n_train_iters": 22})
     assert snapshot(tmp_path / "b")["step"] == 22

@@ -1,0 +1,40 @@
+"""What main.py and the only rank of a run do, done in this process: for what does not hang on how it was started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluators.run import evaluate
+from launch.topology import RankPlace, find_topology
+from launch.worker import choose_device
+from tests.system.command import arguments
+from trainers.run import train
+from util.config import parse_config
+from util.distributed import Distributed
+from util.errors import UsageError
+from util.stop import StopRequest
+
+
+class NeverStopped(StopRequest):
+    """Leaves the signals to pytest."""
+
+    def listen(self) -> None: ...
+
+
+def run_here(workdir: Path, **options: Any) -> None:
+    """Run to the end; the options are those of ``tests.system.command.run``."""
+    config = parse_config(arguments(workdir, **options)[2:])
+    find_topology(config.launch)
+    device = choose_device(config.launch.device, RankPlace(0, 0, 1, 1))
+    (train if config.run.trains else evaluate)(config, Distributed(device=device), NeverStopped())
+
+
+def refusal(workdir: Path, **options: Any) -> str:
+    """The line that the command ends with when it refuses what it is given."""
+    with pytest.raises(UsageError) as caught:
+        run_here(workdir, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
