@@ -9,11 +9,12 @@ from evaluators.evaluate import run_evaluations
 from evaluators.settings import settings_from
 from trainers.build import build_method
 from trainers.check import check_config
-from trainers.run import choose_snapshot, open_datasets
+from trainers.dequantizer import choose_dequantizer_snapshot
+from trainers.run import open_datasets
 from util.config import Config
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError
-from util.snapshot import inspect_snapshot, read_snapshot
+from util.snapshot import choose_snapshot, inspect_snapshot, read_snapshot
 from util.stop import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> Non
         return path, inspect_snapshot(path).sha256
 
     path, digest = distributed.from_main(choose)
+    if config.dequantizer.eval_dequantizer:
+        dequantizer, digest_of_dequantizer = distributed.from_main(lambda: choose_dequantizer_snapshot(config))
+        config.dequantizer.dequantizer_ckpt_file = str(dequantizer)
+        digest = f"{digest} with dequantizer {digest_of_dequantizer}"
     datasets = open_datasets(config, distributed)
     method = build_method(config, distributed)
     method.state.load_networks(read_snapshot(path), str(path))

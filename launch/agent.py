@@ -49,8 +49,9 @@ class Agent:
         self.workdir = config.workdir
         if not config.run.workdir:
             raise UsageError("--workdir is missing: give the folder for (or of) the run")
-        if config.run.mode != "train" and not self.workdir.is_dir():
-            raise UsageError(f"--mode {config.run.mode}: {self.workdir} is no folder; --workdir names an earlier run")
+        needed = config.model_folder
+        if config.run.mode != "train" and not config.dequantizer.score_checkpoint and not needed.is_dir():
+            raise UsageError(f"--mode {config.run.mode}: {needed} is no folder; --workdir names an earlier run")
         self.ranks: Ranks | None = None
         self._stop_signal = 0
         self._stop_time: float | None = None

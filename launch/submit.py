@@ -63,7 +63,7 @@ def submit(options: SubmitOptions, arguments: Sequence[str]) -> JobFile:
     if options.executor == "local" and options.nodes > 1:
         raise UsageError(f"--nodes {options.nodes} --executor local: this machine is one node; use --executor slurm")
     if (
-        config.run.mode == "train"
+        config.run.mode in ("train", "train_deq")
         and not config.run.overwrite
         and read_run_file(config.workdir).get("state") == "finished"
     ):

@@ -9,10 +9,10 @@ import torch
 
 from trainers.cld import ScoreMatching, check_cld
 from trainers.ddpm import NoisePrediction, check_ddpm
+from trainers.dequantizer import build_scoreflow, check_scoreflow_and_dequantizer
 from trainers.hsivi import HierarchicalMatching, check_hsivi
 from trainers.idode import DiffusionOde, check_idode
 from trainers.method import Method
-from trainers.scoreflow import ScoreFlow, check_scoreflow
 from util.config import Config
 from util.distributed import Distributed
 
@@ -37,7 +37,7 @@ SYSTEMS: dict[str, System] = {
     "ddpm": System(check_ddpm, NoisePrediction),
     "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
     "idode": System(check_idode, DiffusionOde),
-    "scoreflow": System(check_scoreflow, ScoreFlow),
+    "scoreflow": System(check_scoreflow_and_dequantizer, build_scoreflow),
 }
 
 

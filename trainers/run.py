@@ -1,4 +1,4 @@
-"""``--mode train`` and ``continue``: from a configuration to the loop, and back to a tidy end."""
+"""``--mode train``, ``continue`` and ``train_deq``: from a configuration to the loop, and back to a tidy end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 import socket
 import time
 from collections.abc import Generator
-from pathlib import Path
 
 from trainers.build import SYSTEMS, build_method
 from trainers.check import check_config, n_micro_batches
+from trainers.dequantizer import choose_score_snapshot
 from trainers.loop import Training, on_saved
 from trainers.method import StartsFromWeights
 from trainers.snapshot_interval import SnapshotInterval
@@ -22,7 +22,7 @@ from util.distributed import Distributed
 from util.errors import Preempted, UsageError
 from util.run_folder import claim_run_folder
 from util.run_log import RunLog
-from util.snapshot import DamagedSnapshot, SnapshotWriter, find_snapshots, inspect_snapshot, read_snapshot
+from util.snapshot import SnapshotWriter, choose_snapshot, read_snapshot
 from util.stop import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
     """
     check_config(config, distributed.world_size)
     distributed.from_main(lambda: claim_run_folder(config))
+    if config.run.mode == "train_deq":
+        config.dequantizer.score_checkpoint = str(distributed.from_main(lambda: choose_score_snapshot(config)))
     datasets = open_datasets(config, distributed)
     method = build_method(config, distributed)
     resumed = _resume(config, distributed, method.state)
@@ -57,7 +59,8 @@ def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
     except Preempted:
         reason = ", ".join(sorted({name for name in distributed.gather(stop.reason) if name}))
         log.status(state="preempted", step=method.state.step, exit_reason=reason)
-        logger.info("stopped by %s at step %d; --mode continue goes on from here", reason, method.state.step)
+        again = "the same command" if config.run.mode == "train_deq" else "--mode continue"
+        logger.info("stopped by %s at step %d; %s goes on from here", reason, method.state.step, again)
         raise
     except Exception as error:
         log.status(state="failed", step=method.state.step, exit_reason=str(error))
@@ -120,26 +123,6 @@ def _compares_with_data(config: Config) -> bool:
     evaluation = config.evaluation
     asked = config.training.fid_freq if config.run.trains else evaluation.eval_fid or evaluation.eval_compare
     return bool(asked) and not evaluation.fid_statistics
-
-
-def choose_snapshot(folder: Path, name: str, flag: str) -> Path | None:
-    """The snapshot that ``flag`` names, or the newest intact one; None where there is none.
-
-    Raises:
-        UsageError: the named file is missing or damaged.
-    """
-    if not name:
-        newest = find_snapshots(folder, logger.warning)
-        return newest.path if newest is not None else None
-    path = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
-    if path is None:
-        present = ", ".join(sorted(entry.name for entry in folder.glob("*.pth"))) or "nothing"
-        raise UsageError(f"{flag} {name}: no such file; {folder} holds {present}")
-    try:
-        inspect_snapshot(path)
-    except DamagedSnapshot as damage:
-        raise UsageError(f"{flag} {path}: {damage}; leave {flag} out to use the newest intact snapshot") from None
-    return path
 
 
 def _resume(config: Config, distributed: Distributed, state: TrainingState) -> bool:

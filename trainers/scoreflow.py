@@ -107,7 +107,7 @@ class ScoreFlow:
         self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
         self.process = make_process(config)
         self._importance = (
-            self._time_density(config.objective.loss_eps) if config.objective.importance_sampling else None
+            self.time_density(config.objective.loss_eps) if config.objective.importance_sampling else None
         )
         self.network = make_score_network(config, self.data_shape[0], self.data_shape[0], self.device)
         options = config.optimization
@@ -130,11 +130,11 @@ class ScoreFlow:
         training_network: Callable[..., torch.Tensor] = self.network
         if options.compile:
             training_network = torch.compile(self.network)
-        self._training_score = self._score(training_network, options.autocast_train)
+        self.training_score = self._score(training_network, options.autocast_train)
         self._sampling_score = self._score(self.network, options.autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
 
-    def _time_density(self, smallest_time: float) -> ClosedFormTimes:
+    def time_density(self, smallest_time: float) -> ClosedFormTimes:
         return ClosedFormTimes(self.process, smallest_time, published_behaviour=self.config.run.published_behaviour)
 
     def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
@@ -176,7 +176,7 @@ class ScoreFlow:
 
         def loss_of(batch: MicroBatch) -> torch.Tensor:
             noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
-            losses = self._loss(self._training_score, batch.data, noise)
+            losses = self._loss(self.training_score, batch.data, noise)
             return (losses.sum() / self.config.training.total_batch_size).float()
 
         losses = [partial(loss_of, batch) for batch in micro_batches]
@@ -240,7 +240,7 @@ class ScoreFlow:
                 n_times=options.bound_n_times,
                 smallest_time=smallest_time,
                 form=options.bound_form,
-                importance=self._time_density(smallest_time) if options.bound_importance_sampling else None,
+                importance=self.time_density(smallest_time) if options.bound_importance_sampling else None,
                 offset=options.bound_offset,
                 published_behaviour=self.config.run.published_behaviour,
             )

@@ -53,6 +53,14 @@ class ExponentialMovingAverage:
         decay = min(self.decay, ramp) if self.warm_up else self.decay
         torch._foreach_lerp_(list(self.shadow.values()), list(self._parameters.values()), 1.0 - decay)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again with copies of the parameters as they are now."""
+        self._require_own_weights("restart")
+        self.n_updates = 0
+        for name, shadow in self.shadow.items():
+            shadow.copy_(self._parameters[name])
+
     @contextmanager
     def average_weights(self) -> Iterator[None]:
         """Within the block the network computes with the averaged weights.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import shutil
@@ -22,6 +23,8 @@ import torch
 
 from util.errors import RunFailed, UsageError
 from util.files import flush_folder, remove_leftovers, replacing
+
+logger = logging.getLogger(__name__)
 
 RUNNING = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -165,6 +168,26 @@ def find_snapshots(folder: Path, say: Callable[[str], None]) -> SnapshotFile | N
         except DamagedSnapshot as damage:
             say(f"{path}: {damage}; it is not used")
     return max(found, key=lambda entry: (entry.path.name == RUNNING, entry.path.stat().st_mtime), default=None)
+
+
+def choose_snapshot(folder: Path, name: str, flag: str) -> Path | None:
+    """The snapshot that ``flag`` names, or the newest intact one; None where there is none.
+
+    Raises:
+        UsageError: the named file is missing or damaged.
+    """
+    if not name:
+        newest = find_snapshots(folder, logger.warning)
+        return newest.path if newest is not None else None
+    path = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
+    if path is None:
+        present = ", ".join(sorted(entry.name for entry in folder.glob("*.pth"))) or "nothing"
+        raise UsageError(f"{flag} {name}: no such file; {folder} holds {present}")
+    try:
+        inspect_snapshot(path)
+    except DamagedSnapshot as damage:
+        raise UsageError(f"{flag} {path}: {damage}; leave {flag} out to use the newest intact snapshot") from None
+    return path
 
 
 class SnapshotWriter:
