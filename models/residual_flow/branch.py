@@ -113,22 +113,36 @@ class Linearization:
         return from_patches(hidden @ self.branch.first, (u.shape[-2], u.shape[-1])) * self.input_slope
 
     @torch.no_grad()
-    def stencils(self) -> torch.Tensor:
-        """What J^T makes of each pixel's patch, (B, H W, 9 C, 9 C).
-
-        It costs as much as 9 C products, after which a product costs next to nothing.
-        """
+    def stencils(self) -> Stencils:
+        """The same map in another form: as dear as 9 C products, after which a product costs next to nothing."""
         columns = self.branch.last.shape[1]
-        shape = (*self.first_slope.shape[:2], columns, columns)
-        result = self.first_slope.new_empty(shape)
+        matrices = self.first_slope.new_empty(*self.first_slope.shape[:2], columns, columns)
         for index in range(columns):
             hidden = self.middle_slope * self.branch.last[:, index]
             hidden = (hidden @ self.branch.middle).mul_(self.first_slope)
-            result[:, :, index] = hidden @ self.branch.first
-        return result
+            matrices[:, :, index] = hidden @ self.branch.first
+        return Stencils(matrices, self.input_slope)
+
+
+@dataclass(frozen=True)
+class Stencils:
+    """J^T at one batch of points, by what it makes of each pixel's patch.
+
+    Attributes:
+        matrices: (B, H W, 9 C, 9 C), from a patch (as a row) to contributions to the same surroundings.
+        input_slope: as in Linearization.
+    """
+
+    matrices: torch.Tensor
+    input_slope: torch.Tensor
+
+    def of_sample(self, index: int) -> Stencils:
+        """Those of one point, as a batch of one."""
+        slope = self.input_slope[index : index + 1] if self.input_slope.dim() else self.input_slope
+        return Stencils(self.matrices[index : index + 1], slope)
 
     @torch.no_grad()
-    def transposed_product_by_stencils(self, stencils: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """As ``transposed_product``, with the result of ``stencils``."""
-        columns = patches(u).permute(1, 2, 0, 3) @ stencils
+    def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
+        """J^T u for u (R, B, C, H, W): R vectors for each point."""
+        columns = patches(u).permute(1, 2, 0, 3) @ self.matrices
         return from_patches(columns.permute(2, 0, 1, 3), (u.shape[-2], u.shape[-1])) * self.input_slope

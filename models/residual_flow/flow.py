@@ -77,12 +77,14 @@ class FlowSettings:
 
 @dataclass(frozen=True)
 class FlowOutput:
-    """Attributes:
-    z: latents, shape and dtype of the data.
-    code: h, (B, code_size).
-    kl: log q(h | x) - log p(h), float64 (B,), a one-sample estimate.
-    log_determinants: of each block, float64 (B, n_blocks): an unbiased estimate of log|det dz/dx| ("series"), its
-        value ("exact"), or something whose gradient is unbiased ("surrogate"); zeros for "none".
+    """Latents and what is needed to turn their density into that of data.
+
+    Attributes:
+        z: latents, shape of the data.
+        code: h, (B, code_size).
+        kl: log q(h | x) - log p(h), float64 (B,), a one-sample estimate.
+        log_determinants: of each block, float64 (B, n_blocks): an unbiased estimate of log|det dz/dx| ("series"), its
+            value ("exact"), or something whose gradient is unbiased ("surrogate"); zeros for "none".
     """
 
     z: torch.Tensor

@@ -82,16 +82,13 @@ def series(
     remainders = [0.0] * (n_terms + 1)
     for k in reversed(range(n_terms)):
         remainders[k] = lipschitz_constant * (weights[k + 1] / (k + 1) + remainders[k + 1])
-    stencils = jacobian.stencils() if _stencils_pay(jacobian, len(probes) * n_terms) else None
+    linear_map = jacobian.stencils() if _stencils_pay(jacobian, len(probes) * n_terms) else jacobian
     rounding = torch.finfo(probes.dtype).eps
     largest = probes.abs().flatten(2).amax(2)
     total = torch.zeros(probes.shape[1], dtype=torch.float64, device=probes.device)
     vector = probes
     for k in range(1, n_terms + 1):
-        if stencils is None:
-            vector = jacobian.transposed_product(vector)
-        else:
-            vector = jacobian.transposed_product_by_stencils(stencils, vector)
+        vector = linear_map.transposed_product(vector)
         total = total + (-1) ** (k + 1) * weights[k] / k * inner(vector, probes)
         rest = remainders[k] * (largest * vector.abs().flatten(2).sum(2)).mean(0)
         if bool((rest <= rounding * total.abs()).all()):
@@ -134,18 +131,16 @@ def exact(jacobian: Linearization, size: tuple[int, int]) -> torch.Tensor:
         size: H and W.
     """
     stencils = jacobian.stencils()
-    n_channels = stencils.shape[-1] // 9
+    device, dtype = stencils.matrices.device, stencils.matrices.dtype
+    n_channels = stencils.matrices.shape[-1] // 9
     n_values = n_channels * size[0] * size[1]
     result = []
-    for index in range(len(stencils)):
-        slope = jacobian.input_slope[index : index + 1] if jacobian.input_slope.dim() else jacobian.input_slope
-        one = Linearization(jacobian.branch, slope, jacobian.first_slope[:0], jacobian.middle_slope[:0])
-        matrix = torch.eye(n_values, dtype=torch.float64, device=stencils.device)
-        for start in range(0, n_values, BASIS_CHUNK):
-            rows = torch.arange(start, min(start + BASIS_CHUNK, n_values), device=stencils.device)
-            basis = torch.zeros(len(rows), n_values, dtype=stencils.dtype, device=stencils.device)
-            basis[torch.arange(len(rows), device=stencils.device), rows] = 1.0
-            vectors = basis.view(-1, 1, n_channels, *size)
-            matrix[rows] += one.transposed_product_by_stencils(stencils[index : index + 1], vectors).flatten(1)
+    for index in range(len(stencils.matrices)):
+        sample = stencils.of_sample(index)
+        matrix = torch.eye(n_values, dtype=torch.float64, device=device)
+        for rows in torch.arange(n_values, device=device).split(BASIS_CHUNK):
+            basis = torch.zeros(len(rows), n_values, dtype=dtype, device=device).scatter_(1, rows[:, None], 1.0)
+            # J^T makes a row of J of each unit vector.
+            matrix[rows] += sample.transposed_product(basis.view(-1, 1, n_channels, *size)).flatten(1)
         result.append(torch.linalg.slogdet(matrix).logabsdet)
     return torch.stack(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +14,12 @@ from util.noise import Noise
 
 @dataclass(frozen=True)
 class FlowNoise:
-    """Attributes:
-    code: standard normal, (B, code_size).
-    probes: standard normal, one (R, B, C, H, W) for each block at the block's own shape; R estimates are averaged.
-    counts: Poisson numbers, one for each block, the same for all samples and ranks.
+    """The random numbers, in the flow's order of blocks.
+
+    Attributes:
+        code: standard normal, (B, code_size).
+        probes: standard normal, one (R, B, C, H, W) for each block at the block's own shape; R estimates are averaged.
+        counts: Poisson numbers, one for each block, the same for all samples and ranks.
     """
 
     code: torch.Tensor
@@ -43,9 +46,8 @@ def draw_flow_noise(
         dtype: of the draws.
     """
     code = noise.normal(flow.code_size, dtype=dtype)
-    n_values = sum(channels * height * width for channels, height, width in flow.block_shapes)
-    values = noise.normal(n_probes, n_values, dtype=dtype).transpose(0, 1)
-    sizes = [channels * height * width for channels, height, width in flow.block_shapes]
+    sizes = [math.prod(shape) for shape in flow.block_shapes]
+    values = noise.normal(n_probes, sum(sizes), dtype=dtype).transpose(0, 1)
     probes = tuple(
         part.unflatten(2, shape) for part, shape in zip(values.split(sizes, dim=2), flow.block_shapes, strict=True)
     )
