@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"dataset": "cifar10", "image_size": 32, "image_channels": 3, "attn_resolutions": 16, "data_location": "none"},
         "cifar-10",
     ),
+    "dequantizer of another system": ({"mode": "train_deq"}, "--mode train_deq is for --system scoreflow"),
     "no folder": ({"dataset": "folder", "data_location": "none"}, "none"),
     "no database": ({"dataset": "lmdb", "data_location": "none"}, "none"),
 }
