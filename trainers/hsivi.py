@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from diffusion.discrete_schedule import choose_labels, make_schedule, teacher_la
 from diffusion.hsivi import (
     Hierarchy,
     Network,
+    Transition,
     f_loss,
     log_gamma_shape,
     make_hierarchy,
@@ -122,6 +124,14 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         network.requires_grad_(True)
 
 
+class _Networks(NamedTuple):
+    """The three networks as they are called, in mixed precision or not."""
+
+    phi: Network
+    f: Network
+    teacher: Network
+
+
 class HierarchicalMatching:
     """The ``hsivi`` system; see ``trainers.method.Method``.
 
@@ -158,8 +168,9 @@ class HierarchicalMatching:
             optimizers={name: updater.optimizer for name, updater in updaters.items()},
             scaler=make_scaler(optimization, self.device),
         )
-        self._training = [self._called(network, True) for network in (self.phi, self.f, self.teacher)]
-        self._evaluating = [self._called(network, False) for network in (self.phi, self.f, self.teacher)]
+        networks = (self.phi, self.f, self.teacher)
+        self._training = _Networks(*(self._called(network, training=True) for network in networks))
+        self._evaluating = _Networks(*(self._called(network, training=False) for network in networks))
 
     def _make_updater(self, network: nn.Module, learning_rate: float) -> Updater:
         optimization, options = self.config.optimization, self.config.hsivi
@@ -324,8 +335,8 @@ class HierarchicalMatching:
         }
         return {name: self.scale.to_unit_interval(torch.stack(states, dim=1)) for name, states in images.items()}
 
-    def _layers(self, start: torch.Tensor, noise: Noise) -> Iterator:
-        phi, _, _ = self._evaluating
+    def _layers(self, start: torch.Tensor, noise: Noise) -> Iterator[Transition]:
+        phi = self._evaluating.phi
         return sampling_layers(self.hierarchy, phi, self.log_gamma, start, partial(noise.normal, *self.data_shape))
 
     @property
@@ -339,7 +350,7 @@ class HierarchicalMatching:
 
     def _sample_teacher(self, sampler: str, skip_type: str, noise: Noise) -> Samples:
         discrete = self.config.discrete
-        _, _, teacher = self._evaluating
+        teacher = self._evaluating.teacher
         labels = choose_labels(skip_type, self.hierarchy.n_layers, discrete.diffusion_steps)
         schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps).subset(labels).to(self.device)
 
