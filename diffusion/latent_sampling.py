@@ -11,14 +11,16 @@ from itertools import pairwise
 
 import torch
 
+from diffusion.ode import solve
 from diffusion.predictor_corrector import States, langevin
-from diffusion.process import ScoreFunction, expand
+from diffusion.process import Process, ScoreFunction, expand
+from diffusion.reverse import probability_flow_drift
 from diffusion.ve import VarianceExploding
 from diffusion.vp import VariancePreserving
 
 LatentProcess = VarianceExploding | VariancePreserving
 OnStep = Callable[[float, torch.Tensor], None]
-"""on_step(t, x): told the time that a step started from and the state after it, without the step's noise."""
+"""on_step(t, x): told each time and the state after the steps from it, without the predictor's noise."""
 
 
 def _interval(process: LatentProcess, t: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,3 +112,39 @@ def denoised_predictor_corrector(
     if on_step is not None:
         on_step(sampling_eps, x)
     return x, 2 * (n_steps - 1) + 1
+
+
+def probability_flow_path(
+    process: Process,
+    score: ScoreFunction,
+    state: torch.Tensor,
+    n_states: int,
+    sampling_eps: float,
+    *,
+    solver: str,
+    rtol: float,
+    atol: float,
+    n_steps: int | None = None,
+) -> list[torch.Tensor]:
+    """States of the probability flow at ``n_states`` equidistant times from 1 to sampling_eps, both included.
+
+    Args:
+        state: (B, C, ...), a draw of the prior; the first of the result.
+        solver, rtol, atol, n_steps: as in diffusion.ode.solve, for each piece.
+
+    Returns:
+        float64 states.
+    """
+
+    def right_hand_side(tau: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        times = tau.expand(len(state))
+        return (probability_flow_drift(process, score(parts[0], 1 - times), parts[0], times),)
+
+    times = torch.linspace(0, 1 - sampling_eps, n_states, dtype=torch.float64).tolist()
+    states = [state.double()]
+    for start, end in pairwise(times):
+        (after,), _ = solve(
+            right_hand_side, (states[-1],), start, end, solver=solver, rtol=rtol, atol=atol, n_steps=n_steps
+        )
+        states.append(after)
+    return states

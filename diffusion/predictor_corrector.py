@@ -189,6 +189,7 @@ def predictor_corrector(
     denoise: bool,
     normal: Callable[[], torch.Tensor],
     published_behaviour: bool = False,
+    on_step: Callable[[float, torch.Tensor], None] | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Predictor-corrector sampling from the prior over ``n_steps`` equidistant times from 1 to sampling_eps.
 
@@ -205,6 +206,7 @@ def predictor_corrector(
             step, then for the predictor, but not for steps that are left out.
         published_behaviour: Langevin step sizes from the norms of the batch, and network evaluations counted as though
             predictor and corrector were both there.
+        on_step: called with each time and the state after the steps from it, without the predictor's noise.
 
     Returns:
         float64 state (B, C, ...), and the number of network evaluations.
@@ -233,6 +235,8 @@ def predictor_corrector(
         mean = x
         if predict is not None:
             x, mean = predict(process, score, x, t, normal(), n_steps)
+        if on_step is not None:
+            on_step(time.item(), mean)
     per_time = (predict is not None) + (n_corrector_steps if correct is not None else 0)
     if published_behaviour:
         per_time = 1 + n_corrector_steps

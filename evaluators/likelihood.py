@@ -8,7 +8,7 @@ from evaluators.job import Job, dataset_fingerprint, mean_and_standard_error, n_
 from trainers.method import Method
 from util.data.dataset import Dataset
 
-_TERM = "term/"
+_TERM, _APART = "term/", "apart/"
 
 
 def evaluate_likelihood(
@@ -36,18 +36,24 @@ def evaluate_likelihood(
         batch = job.read(dataset, indices % n_items)
         likelihood = method.likelihoods[name](batch, job.noise("evaluate likelihood", indices))
         terms = {f"{_TERM}{term}": values.double() for term, values in likelihood.terms.items()}
+        apart = {f"{_APART}{term}": values.double() for term, values in likelihood.apart.items()}
         n_evaluations = torch.tensor(likelihood.n_evaluations)
-        return {"value": likelihood.value.double(), **terms, "n_evaluations": n_evaluations}
+        return {"value": likelihood.value.double(), **terms, **apart, "n_evaluations": n_evaluations}
 
     settings = {"data": dataset_fingerprint(dataset), "n_repeats": n_repeats}
     arrays, seconds = job.run(name, n_items * n_repeats, chunk_size, compute, **settings)
     if arrays is None:
         return None
-    terms = {key: array for key, array in arrays.items() if key.startswith(_TERM)}
+
+    def means(prefix: str) -> dict[str, float]:
+        return {key.removeprefix(prefix): float(array.mean()) for key, array in arrays.items() if key.startswith(prefix)}
+
+    apart = means(_APART)
     return {
         **mean_and_standard_error(arrays["value"].reshape(n_repeats, n_items).mean(axis=0)),
         "unit": method.unit,
-        "terms": {key.removeprefix(_TERM): float(array.mean()) for key, array in terms.items()},
+        "terms": means(_TERM),
+        **({"apart": apart} if apart else {}),
         "n_repeats": n_repeats,
         **nfe_entry(arrays["n_evaluations"]),
         **job.account(n_items, chunk_size, seconds),

@@ -43,6 +43,7 @@ def settings_from(config: Config) -> EvaluationSettings:
             **asdict(config.discrete),
             **asdict(config.log_snr),
             **asdict(config.objective),
+            **asdict(config.joint),
             **asdict(config.sampling),
             **asdict(config.hsivi),
             **asdict(config.predictor_corrector),

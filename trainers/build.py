@@ -12,6 +12,7 @@ from trainers.ddpm import NoisePrediction, check_ddpm
 from trainers.dequantizer import build_scoreflow, check_scoreflow_and_dequantizer
 from trainers.hsivi import HierarchicalMatching, check_hsivi
 from trainers.idode import DiffusionOde, check_idode
+from trainers.indm import JointDiffusion, check_indm
 from trainers.method import Method
 from util.config import Config
 from util.distributed import Distributed
@@ -38,6 +39,8 @@ SYSTEMS: dict[str, System] = {
     "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
     "idode": System(check_idode, DiffusionOde),
     "scoreflow": System(check_scoreflow_and_dequantizer, build_scoreflow),
+    "scoreflow": System(check_scoreflow, ScoreFlow),
+    "indm": System(check_indm, JointDiffusion),
 }
 
 

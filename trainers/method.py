@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -34,11 +34,13 @@ class LogLikelihood:
         value: float64 (B,), bits/dim for images, nats for points; lower is better.
         terms: every term of ``value`` by name, each float64 (B,), in the unit of ``value``; they add up to it.
         n_evaluations: right-hand sides of the probability-flow ODE (NFE), 0 where no ODE was solved.
+        apart: what is worth reporting beside them, likewise, such as the likelihood of a latent.
     """
 
     value: torch.Tensor
     terms: dict[str, torch.Tensor]
     n_evaluations: int
+    apart: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable

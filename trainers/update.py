@@ -15,6 +15,7 @@ from util.ema import ExponentialMovingAverage
 from util.optimization import clip_gradients, make_optimizer, warmed_up_learning_rate
 from util.options import OptimizationOptions
 
+ADAM_BETA1 = 0.9
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -77,7 +78,13 @@ def make_updater(network: nn.Module, options: OptimizationOptions) -> Updater:
     """An updater of the whole network by the general options."""
     return Updater(
         network,
-        make_optimizer(options.optimizer, network.parameters(), options.learning_rate, options.weight_decay),
+        make_optimizer(
+            options.optimizer,
+            network.parameters(),
+            options.learning_rate,
+            options.weight_decay,
+            betas=(ADAM_BETA1, options.adam_beta2),
+        ),
         ExponentialMovingAverage(network.named_parameters(), options.ema_rate),
         partial(warmed_up_learning_rate, options.learning_rate, options.n_warmup_iters),
         options.grad_clip,

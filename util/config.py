@@ -28,6 +28,7 @@ from util.options import (
     DiscreteOptions,
     EvaluationOptions,
     HsiviOptions,
+    JointOptions,
     LaunchOptions,
     LikelihoodOptions,
     LogSnrOptions,
@@ -55,6 +56,7 @@ class Config:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    joint: JointOptions = field(default_factory=JointOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     hsivi: HsiviOptions = field(default_factory=HsiviOptions)

@@ -5,6 +5,8 @@ for sample i is the same number on one rank or on sixty-four and in any batch, a
 generator state.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -69,6 +71,14 @@ class Noise:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def shared(self) -> Noise:
+        """A stream on the CPU with a single entry, the same for whichever samples of this seed, purpose and step: for
+        what a batch, a step or a whole evaluation has only one of."""
+        # No sample has a negative index.
+        stream = Noise(0, "", torch.tensor([-1]))
+        stream.key = self.key
+        return stream
 
     def _bits(self, n_words: int) -> torch.Tensor:
         """int64 (B, n_words), 32 random bits in each entry."""

@@ -45,7 +45,9 @@ def option(
 class RunOptions:
     """What to do and where."""
 
-    system: str = option("cld", "published system", choices=("cld", "ddpm", "hsivi", "idode", "scoreflow"))
+    system: str = option(
+        "cld", "published system", choices=("cld", "ddpm", "hsivi", "idode", "indm", "scoreflow")
+    )
     mode: str = option(
         "train", "train a model, continue a training run, evaluate a snapshot, draw samples from one, or train a "
         "dequantizer for one (scoreflow)",
@@ -271,6 +273,7 @@ class OptimizationOptions:
     optimizer: str = option("Adam", "optimiser", choices=("Adam", "AdamW", "Adamax"))
     learning_rate: float = option(2e-4, "learning rate after warm-up", above=0.0)
     weight_decay: float = option(0.0, "weight decay (L2 for Adam, decoupled for AdamW)", minimum=0.0)
+    adam_beta2: float = option(0.999, "decay of the optimiser's second moment", above=0.0, maximum=0.999999)
     grad_clip: float = option(1.0, "largest global gradient norm; 0 is no clipping", minimum=0.0)
     n_warmup_iters: int = option(0, "steps over which the learning rate rises linearly", minimum=0)
     learning_rate_decay: bool = option(False, "let the learning rate fall linearly to 1e-8 at n_train_iters (idode)")
@@ -279,6 +282,56 @@ class OptimizationOptions:
     autocast_eval: bool = option(False, "mixed precision in evaluation and sampling")
     autocast_dtype: str = option("bf16", "mixed-precision type; fp16 with loss scaling", choices=("bf16", "fp16"))
     compile: bool = option(False, "compile the network with torch.compile", defines_run=False)
+
+
+@dataclass
+class JointOptions:
+    """A flow and the diffusion of its latents, trained together (indm)."""
+
+    step_function: str = option(
+        "nll", "one update of both networks on the bound, or (fid) of the flow on the bound and then of the score "
+        "network on its own loss", choices=("nll", "fid"),
+    )  # fmt: skip
+    reconstruction_loss: bool = option(False, "add to the objective what times below loss_eps leave out")
+    soft_truncation: bool = option(False, "draw the smallest training time anew for every step, from loss_eps on")
+    soft_truncation_exponent: float = option(
+        1.2, "the density of the smallest time falls with this power of it (soft_truncation)", minimum=1.0
+    )
+    flow_learning_rate: float = option(1e-3, "learning rate of the flow after warm-up", above=0.0)
+    flow_ema_rate: float = option(0.999, "decay of the flow's weight average", minimum=0.0, maximum=1.0)
+    flow_blocks: list[int] = option([16, 16], "residual blocks at each resolution of the flow", minimum=1)
+    flow_channels: int = option(512, "hidden channels of the flow's blocks", minimum=1)
+    flow_squeeze: bool = option(False, "let the flow see four channels of half the resolution for each channel")
+    code_size: int = option(64, "numbers of the code that the flow is conditioned on", minimum=2)
+    encoder_planes: list[int] = option([48, 96, 96], "channels of each level of the code's encoder", minimum=1)
+    encoder_out_planes: int = option(8, "channels of the encoder's result", minimum=1)
+    code_prior_channels: int = option(256, "width of the networks of the code's prior", minimum=1)
+    n_code_prior_steps: int = option(2, "steps of the code's prior", minimum=1)
+    flow_inverse_tolerance: float = option(
+        1e-5, "largest error of each block's inverse, relative to 1 + the largest value of a sample", above=0.0,
+        maximum=0.1, defines_run=False,
+    )  # fmt: skip
+    snr_scheduling: str = option(
+        "linear", "from begin_snr to end_snr over the sampling steps, or always snr (pc)", choices=("linear", "none"),
+        defines_run=False,
+    )  # fmt: skip
+    begin_snr: float = option(0.0, "signal-to-noise ratio at the first step; 0 is snr (pc)", minimum=0.0,
+                              defines_run=False)  # fmt: skip
+    end_snr: float = option(0.0, "signal-to-noise ratio after the last step; 0 is snr (pc)", minimum=0.0,
+                            defines_run=False)  # fmt: skip
+    pc_denoise: bool = option(
+        False, "step from time to time of the continuous process and end with a denoising step of its own (pc)",
+        defines_run=False,
+    )  # fmt: skip
+    pc_denoise_time: float = option(
+        -1.0, "time that the denoising step goes to, below sampling_eps; negative ones are extrapolated to (pc_denoise)",
+        minimum=-1000.0, maximum=0.5, defines_run=False,
+    )  # fmt: skip
+    temperature: float = option(1.0, "factor of the latents before the flow's inverse", above=0.0, defines_run=False)
+    data_mean: bool = option(
+        False, "start sampling around the mean latent of the training data", defines_run=False
+    )
+    data_mean_items: int = option(50_000, "training images for data_mean", minimum=1, defines_run=False)
 
 
 @dataclass
@@ -500,6 +553,7 @@ GROUPS: dict[str, type] = {
     "objective": ObjectiveOptions,
     "network": NetworkOptions,
     "optimization": OptimizationOptions,
+    "joint": JointOptions,
     "training": TrainingOptions,
     "sampling": SamplingOptions,
     "hsivi": HsiviOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,8 @@ from diffusion.noise_schedule import LinearBeta
 from diffusion.process import Process, ScoreFunction, expand
 from diffusion.ve import VarianceExploding
 from diffusion.vp import VariancePreserving
+from models.residual_flow import FlowSettings, InvertibleFlow
+from tests.golden.vectors import load
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,6 +47,69 @@ def toy_score(name: str, process: Process, abc: torch.Tensor) -> ScoreFunction:
         return -network(y, torch.full_like(t, 999.0)) / (1 + sigma**2).to(y.dtype)
 
     return score
+
+
+def tiny_flow_settings() -> FlowSettings:
+    """Of the flow that all files but those of single modules have."""
+    recorded = load("indm", "flow_tiny")
+    prior = "state_dict/discriminator.prior.flow.steps."
+    steps = {int(key.removeprefix(prior).split(".")[0]) for key in recorded if key.startswith(prior)}
+    return FlowSettings(
+        image_channels=recorded["in/img_uint8"].shape[1],
+        image_size=int(recorded["hyper/image_size"]),
+        squeeze_first=bool(recorded["hyper/squeeze_first"]),
+        n_blocks=tuple(recorded["hyper/nblocks"].tolist()),
+        hidden_channels=int(recorded["hyper/intermediate_dim"]),
+        code_size=recorded[f"{prior}0.actnorm.bias"].shape[0],
+        encoder_planes=tuple(recorded["hyper/encoder_hidden_planes"].tolist()),
+        encoder_out_planes=int(recorded["hyper/encoder_out_planes"]),
+        prior_hidden_size=int(recorded["hyper/prior_hidden"]),
+        n_prior_steps=len(steps),
+    )
+
+
+def tiny_flow(arrays: Arrays, dtype: torch.dtype) -> InvertibleFlow:
+    """The flow with the weights of a file, in training mode."""
+    flow = InvertibleFlow(tiny_flow_settings())
+    prefix = "state_dict/"
+    flow.load_state_dict({k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)})
+    return flow.to(dtype)
+
+
+class RecordedNoise:
+    """Recorded random numbers in place of a ``Noise``: each call gives the next, which has to have the shape asked for.
+
+    Args:
+        values: with a batch axis, in the order of use.
+        dtype: in which they are given out, whatever is asked for.
+    """
+
+    def __init__(self, values: list[torch.Tensor], dtype: torch.dtype) -> None:
+        self.values = list(values)
+        self.dtype = dtype
+
+    def _next(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:  # noqa: ARG002
+        value = self.values.pop(0)
+        assert tuple(value.shape[1:]) == shape
+        return value.to(self.dtype)
+
+    normal = uniform = rademacher = _next
+
+
+def flow_noise(arrays: Arrays, prefix: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What ``draw_flow_noise`` draws for each sample and for all of them, as recorded under a prefix ending with
+    "noise/"."""
+    blocks = sorted({key.removeprefix(prefix).split("/")[0] for key in arrays if key.startswith(f"{prefix}block")})
+    code = torch.from_numpy(arrays[f"{prefix}h_eps"]).flatten(1)
+    probes = [torch.from_numpy(arrays[f"{prefix}{block}/vareps"]).flatten(1) for block in blocks]
+    rate = 2.0
+    uniforms = []
+    for block in blocks:
+        count = int(arrays[f"{prefix}{block}/n_poisson"].item())
+        # A uniform number in the middle of those that give this count.
+        probabilities = [math.exp(-rate) * rate**n / math.factorial(n) for n in range(count + 1)]
+        uniforms.append(sum(probabilities) - probabilities[-1] / 2)
+    return [code, torch.cat(probes, dim=1)[:, None]], [torch.tensor([uniforms], dtype=torch.float64)]
 
 
 def close(actual: object, expected: np.ndarray, tolerance: float, name: str = "") -> None:

@@ -10,6 +10,7 @@ import torch
 from models.residual_flow import FlowNoise, FlowSettings, InvertibleFlow
 from models.residual_flow.residual_block import InverseSettings
 from tests.golden import vectors
+from tests.golden.indm_setup import tiny_flow
 
 
 @pytest.fixture(scope="module", params=["f32", "f64"])
@@ -38,31 +39,9 @@ def assert_near(recorded, precision):
     return check
 
 
-def settings_of(recorded) -> FlowSettings:
-    """Of the tiny flow of a file."""
-    prior = "state_dict/discriminator.prior.flow.steps."
-    steps = {int(key.removeprefix(prior).split(".")[0]) for key in recorded if key.startswith(prior)}
-    return FlowSettings(
-        image_channels=recorded["in/img_uint8"].shape[1],
-        image_size=int(recorded["hyper/image_size"]),
-        squeeze_first=bool(recorded["hyper/squeeze_first"]),
-        n_blocks=tuple(recorded["hyper/nblocks"].tolist()),
-        hidden_channels=int(recorded["hyper/intermediate_dim"]),
-        code_size=recorded[f"{prior}0.actnorm.bias"].shape[0],
-        encoder_planes=tuple(recorded["hyper/encoder_hidden_planes"].tolist()),
-        encoder_out_planes=int(recorded["hyper/encoder_out_planes"]),
-        prior_hidden_size=int(recorded["hyper/prior_hidden"]),
-        n_prior_steps=len(steps),
-    )
-
-
 @pytest.fixture
 def flow(recorded, dtype):
-    flow = InvertibleFlow(settings_of(recorded))
-    prefix = "state_dict/"
-    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in recorded.items() if k.startswith(prefix)}
-    flow.load_state_dict(state)
-    return flow.to(dtype).eval()
+    return tiny_flow(recorded, dtype).eval()
 
 
 @pytest.fixture

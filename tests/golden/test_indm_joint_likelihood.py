@@ -1,9 +1,10 @@
-"""Likelihoods of the joint model against the recorded ones: what the diffusion adds, on the recorded latents."""
+"""Likelihoods of the joint model against the recorded ones: the flow's part, the diffusion's, and bits/dim of both."""
 
 import numpy as np
 import pytest
 import torch
 
+from diffusion.bits import PixelScale, in_bits_per_dimension
 from diffusion.latent_loss import (
     end_log_density,
     implicit_bound_terms,
@@ -12,7 +13,17 @@ from diffusion.latent_loss import (
     weighted_times,
 )
 from diffusion.likelihood import ode_log_likelihood
-from tests.golden.indm_setup import FLOAT64, Arrays, close, make_process, toy_score
+from models.residual_flow import draw_flow_noise
+from tests.golden.indm_setup import (
+    FLOAT64,
+    Arrays,
+    RecordedNoise,
+    close,
+    flow_noise,
+    make_process,
+    tiny_flow,
+    toy_score,
+)
 from tests.golden.vectors import load
 
 SOLVER_TOLERANCE = 1e-5
@@ -29,10 +40,31 @@ class Case:
         score = toy_score(name, self.process, abc)
         self.score = lambda x, t: score(x.to(dtype), t)
         self.smallest = float(self.arrays[f"{name}/eps_bpd"])
-        self.latents = torch.from_numpy(self.arrays[f"{name}/{run}/z_latent_f64"]).to(dtype)
+        self.scale = PixelScale(centered=bool(self.arrays[f"{name}/centered"]))
+        flow = tiny_flow(self.arrays, dtype).eval()
+        x = self.tensor("in/img_uint8") + self.tensor("in/u_dequant")
+        x = 2 * x / 256 - 1 if self.scale.centered else x / 256
+        own, shared = flow_noise(self.arrays, f"{name}/{run}/noise/")
+        drawn = draw_flow_noise(flow, RecordedNoise(own, dtype), RecordedNoise(shared, torch.float64), dtype=dtype)
+        with torch.no_grad():
+            self.encoded = flow(x, drawn, "series")
+        self.latents = self.encoded.z
+
+    def tensor(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[f"{self.name}/{key}"]).to(self.dtype)
+
+    def check_flow(self, tolerance: float) -> None:
+        close(self.latents, self.recorded("z_latent"), tolerance)
+        close(self.encoded.log_jacobian, self.recorded("log_jacob"), tolerance)
+        close(self.encoded.kl, self.recorded("kl_h"), tolerance)
+
+    def bits(self, diffusion: list[torch.Tensor]) -> torch.Tensor:
+        """Bits/dim of the parts of -log p(z)."""
+        terms = {"flow": -self.encoded.log_jacobian, **{str(i): term for i, term in enumerate(diffusion)}}
+        return sum(in_bits_per_dimension(terms, self.latents[0].numel(), self.scale).values())
 
     def noise(self, key: str) -> torch.Tensor:
-        return torch.from_numpy(self.arrays[f"{self.name}/{self.run}/noise/{key}"]).to(self.dtype)
+        return self.tensor(f"{self.run}/noise/{key}")
 
     def probe(self) -> torch.Tensor:
         return 2 * self.noise("hutchinson") - 1
@@ -40,7 +72,7 @@ class Case:
     def recorded(self, key: str) -> np.ndarray:
         return self.arrays[f"{self.name}/{self.run}/{key}_f64"]
 
-    def check_residual(self, tolerance: float) -> None:
+    def check_residual(self, tolerance: float) -> torch.Tensor:
         residual = reconstruction_residual(
             self.process, self.score, self.latents, self.smallest,
             self.noise("z_residual_point"), self.noise("z_residual_score"),
@@ -48,6 +80,7 @@ class Case:
         # The recorded number is the difference of two that are as large as this one.
         size = np.abs(self.recorded("residual_p_entropy")).max()
         np.testing.assert_allclose(residual.numpy(), self.recorded("residual_nll"), rtol=0, atol=tolerance * size)
+        return residual
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
@@ -61,8 +94,15 @@ def test_bound(name, dtype, tolerance):
     terms = implicit_bound_terms(case.process, case.score, case.latents, times, case.noise("z_time"), case.probe())
     close(-terms["score_divergence"], case.recorded("Mu"), tolerance)
     close(-terms["score_norm"], case.recorded("Nu"), tolerance)
-    close(end_log_density(case.process, case.latents, case.noise("z_T")), case.recorded("prior_logp"), tolerance)
-    case.check_residual(tolerance)
+    prior = end_log_density(case.process, case.latents, case.noise("z_T"))
+    close(prior, case.recorded("prior_logp"), tolerance)
+    case.check_flow(tolerance)
+    close(case.encoded.log_determinants.sum(1), case.recorded("logdet_est"), tolerance)
+    close(case.scale.offset, case.recorded("offset_bits"), FLOAT64)
+    terms = [*terms.values(), -prior]
+    close(case.encoded.log_jacobian - sum(terms), case.recorded("elbo_nats"), tolerance)
+    close(case.bits(terms), case.recorded("bpd_without_residual"), tolerance)
+    close(case.bits([*terms, case.check_residual(tolerance)]), case.recorded("bpd_with_residual"), tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
@@ -70,12 +110,13 @@ def test_bound(name, dtype, tolerance):
 @pytest.mark.parametrize("name", ["ve", "vp"])
 def test_probability_flow(name, run, dtype, tolerance):
     case = Case(name, run, dtype)
-    start = case.latents
+    case.check_flow(tolerance)
+    start, residual = case.latents, torch.zeros(len(case.latents), dtype=torch.float64)
     if run == "nll_with_residual":
         t = torch.full((len(start),), case.smallest, dtype=torch.float64)
         start = perturb_latents(case.process, start, case.noise("z_start"), t)
         close(start, case.recorded("x_start"), tolerance)
-        case.check_residual(tolerance)
+        residual = case.check_residual(tolerance)
     result = ode_log_likelihood(
         case.process, case.score, start, case.probe(), start=case.smallest, solver="RK45",
         rtol=SOLVER_TOLERANCE, atol=SOLVER_TOLERANCE,
@@ -86,3 +127,4 @@ def test_probability_flow(name, run, dtype, tolerance):
     close(result.final_state, case.recorded("z_T"), tolerance)
     close(result.divergence, case.recorded("delta_logp_ode"), tolerance)
     close(result.prior["x"], case.recorded("prior_logp"), tolerance)
+    close(case.bits([-result.log_density, residual]), case.recorded("bpd"), tolerance)

@@ -67,31 +67,24 @@ def import_cld(sources: Sequence[Path]) -> dict[str, Any]:
         UsageError: for anything missing, left over, of another shape, or not finite.
     """
     path = one_source(sources)
+    step, network, average = read_ncsnpp(path)
+    return snapshot_state("cld", path, step, {"score": network}, {"score": average})
+
+
+def read_ncsnpp(path: Path) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
+    """Step, network and average of an NCSN++ checkpoint in the layout described at ``import_cld``.
+
+    Raises:
+        UsageError: as ``import_cld``.
+    """
     checkpoint, source = read_foreign(path), str(path)
-    step = entry(checkpoint, "step", int, source)
     network = without_prefix(entry(checkpoint, "model", Mapping, source), source)
     for name, tensor in network.items():
         check_tensor(tensor, f"{source}: model {name}")
     _check_ncsnpp(shapes(network), source)
-
-    ema = entry(checkpoint, "ema", Mapping, source)
-    decay = entry(ema, "decay", float, f"{source}: ema")
-    n_updates = entry(ema, "num_updates", int, f"{source}: ema")
-    averages = entry(ema, "shadow_params", list, f"{source}: ema")
     trainable = [name for name in network if not _is_fourier(name, network[name])]
-    if len(averages) != len(trainable):
-        raise UsageError(
-            f"{source}: ema shadow_params has {len(averages)} tensors for {len(trainable)} trainable "
-            "parameters; the file is incomplete or of another network"
-        )
-    shadow = dict(zip(trainable, averages, strict=True))
-    for name, tensor in shadow.items():
-        check_tensor(tensor, f"{source}: ema shadow_params {name}")
-    difference = describe_difference(shapes({name: network[name] for name in trainable}), shapes(shadow))
-    if difference:
-        raise UsageError(f"{source}: ema shadow_params is not in the order of model: {difference}")
-    emas = {"score": {"decay": decay, "n_updates": n_updates, "shadow": own_storage(shadow)}}
-    return snapshot_state("cld", path, step, {"score": own_storage(network)}, emas)
+    average = average_by_order(checkpoint, {name: network[name] for name in trainable}, source)
+    return entry(checkpoint, "step", int, source), own_storage(network), average
 
 
 def _is_fourier(name: str, tensor: torch.Tensor) -> bool:

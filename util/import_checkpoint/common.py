@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from util.errors import UsageError
+from util.named_shapes import describe_difference, shapes
 
 
 def read_foreign(path: Path) -> Any:
@@ -79,6 +80,41 @@ def own_storage(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """float32 copies that share no storage with anything else."""
     # A tensor that is a view would take the whole of what it views into the file.
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def average_by_order(checkpoint: Any, parameters: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
+    """The average that a checkpoint keeps as ``ema``: ``decay``, ``num_updates`` and ``shadow_params``, a list without
+    names.
+
+    Args:
+        checkpoint: the loaded file.
+        parameters: what the list holds averages of, in its order.
+        source: the file, for messages.
+
+    Returns:
+        ``{"decay", "n_updates", "shadow"}``, by name.
+
+    Raises:
+        UsageError: there is none, or it is of other parameters.
+    """
+    ema = entry(checkpoint, "ema", Mapping, source)
+    averages = entry(ema, "shadow_params", list, f"{source}: ema")
+    if len(averages) != len(parameters):
+        raise UsageError(
+            f"{source}: ema shadow_params has {len(averages)} tensors for {len(parameters)} trainable "
+            "parameters; the file is incomplete or of another network"
+        )
+    shadow = dict(zip(parameters, averages, strict=True))
+    for name, tensor in shadow.items():
+        check_tensor(tensor, f"{source}: ema shadow_params {name}")
+    difference = describe_difference(shapes(parameters), shapes(shadow))
+    if difference:
+        raise UsageError(f"{source}: ema shadow_params is not in the order of model: {difference}")
+    return {
+        "decay": entry(ema, "decay", float, f"{source}: ema"),
+        "n_updates": entry(ema, "num_updates", int, f"{source}: ema"),
+        "shadow": own_storage(shadow),
+    }
 
 
 def one_source(sources: Sequence[Path]) -> Path:
