@@ -46,7 +46,8 @@ def evaluate_likelihood(
         return None
 
     def means(prefix: str) -> dict[str, float]:
-        return {key.removeprefix(prefix): float(array.mean()) for key, array in arrays.items() if key.startswith(prefix)}
+        chosen = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+        return {key: float(array.mean()) for key, array in chosen.items()}
 
     apart = means(_APART)
     return {

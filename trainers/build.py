@@ -39,7 +39,6 @@ SYSTEMS: dict[str, System] = {
     "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
     "idode": System(check_idode, DiffusionOde),
     "scoreflow": System(check_scoreflow_and_dequantizer, build_scoreflow),
-    "scoreflow": System(check_scoreflow, ScoreFlow),
     "indm": System(check_indm, JointDiffusion),
 }
 

@@ -29,8 +29,7 @@ from diffusion.samplers import probability_flow
 from diffusion.score import make_labelled_score
 from diffusion.ve import VarianceExploding
 from diffusion.vp import VariancePreserving
-from models.residual_flow import FlowOutput, FlowSettings, InvertibleFlow, draw_flow_noise
-from models.residual_flow.residual_block import InverseSettings
+from models.residual_flow import FlowOutput, FlowSettings, InverseSettings, InvertibleFlow, draw_flow_noise
 from trainers.joint_step import Draws, JointObjective, JointStep, StepFunction, latents_alone
 from trainers.method import LogLikelihood, Samples
 from trainers.networks import check_score_network, make_score_network, seeded
@@ -148,7 +147,7 @@ class JointDiffusion:
             optimizers={"score": self.score_updater.optimizer, "flow": self.flow_updater.optimizer},
             scaler=make_scaler(config.optimization, self.device),
         )
-        self.likelihoods = {
+        self.likelihoods: dict[str, Callable[[torch.Tensor, Noise], LogLikelihood]] = {
             "nelbo": self.nelbo,
             "nelbo_with_residual": partial(self.nelbo, with_residual=True),
             "negative_log_likelihood": self.negative_log_likelihood,
@@ -411,8 +410,8 @@ class JointDiffusion:
 
     def _decode(self, latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Images float32 (B, C, H, W) in [0, 1] of latents."""
-        options = self.config.joint
-        settings = InverseSettings(options.flow_inverse_tolerance, published_behaviour=self.config.run.published_behaviour)
+        options, published = self.config.joint, self.config.run.published_behaviour
+        settings = InverseSettings(options.flow_inverse_tolerance, published_behaviour=published)
         data = self.flow.inverse(options.temperature * latents, codes, settings)
         return self.scale.to_unit_interval(data.float())
 

@@ -324,7 +324,7 @@ class JointOptions:
         defines_run=False,
     )  # fmt: skip
     pc_denoise_time: float = option(
-        -1.0, "time that the denoising step goes to, below sampling_eps; negative ones are extrapolated to (pc_denoise)",
+        -1.0, "time that the denoising step goes to, below sampling_eps; also negative ones (pc_denoise)",
         minimum=-1000.0, maximum=0.5, defines_run=False,
     )  # fmt: skip
     temperature: float = option(1.0, "factor of the latents before the flow's inverse", above=0.0, defines_run=False)

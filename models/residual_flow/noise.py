@@ -28,9 +28,14 @@ class FlowNoise:
 
 
 class _Flow(Protocol):
-    code_size: int
-    block_shapes: list[tuple[int, int, int]]
-    poisson_rates: list[float]
+    @property
+    def code_size(self) -> int: ...
+
+    @property
+    def block_shapes(self) -> list[tuple[int, int, int]]: ...
+
+    @property
+    def poisson_rates(self) -> list[float]: ...
 
 
 def draw_flow_noise(

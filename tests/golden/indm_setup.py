@@ -72,7 +72,8 @@ def tiny_flow(arrays: Arrays, dtype: torch.dtype) -> InvertibleFlow:
     """The flow with the weights of a file, in training mode."""
     flow = InvertibleFlow(tiny_flow_settings())
     prefix = "state_dict/"
-    flow.load_state_dict({k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)})
+    weights = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    flow.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     return flow.to(dtype)
 
 

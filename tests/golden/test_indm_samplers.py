@@ -10,7 +10,7 @@ from diffusion.predictor_corrector import langevin, predictor_corrector, reverse
 from diffusion.prior import prior_sample
 from diffusion.process import expand
 from diffusion.samplers import probability_flow
-from models.residual_flow.residual_block import InverseSettings
+from models.residual_flow import InverseSettings
 from tests.golden.indm_setup import FLOAT64, Arrays, close, make_process, tiny_flow, toy_score
 from tests.golden.vectors import load
 

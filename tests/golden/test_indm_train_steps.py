@@ -82,9 +82,7 @@ def make_updater(network: nn.Module, arrays: Arrays, name: str, spy: Spy) -> Upd
             }
             return super().apply(step, scaler)
 
-    return SpyingUpdater(
-        network, optimizer, ema, lambda step: hyper(arrays, f"lr_{name}"), hyper(arrays, "grad_clip")
-    )
+    return SpyingUpdater(network, optimizer, ema, lambda step: hyper(arrays, f"lr_{name}"), hyper(arrays, "grad_clip"))
 
 
 class Run:

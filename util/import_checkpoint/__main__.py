@@ -12,6 +12,7 @@ from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 from util.import_checkpoint.cld import import_cld
 from util.import_checkpoint.hsivi import import_hsivi
 from util.import_checkpoint.idode import import_idode
+from util.import_checkpoint.indm import import_indm
 from util.import_checkpoint.scoreflow import import_scoreflow
 from util.import_checkpoint.scoreflow_dequantizer import import_scoreflow_dequantizer
 from util.import_checkpoint.unets import import_ddpm_torch, import_improved_diffusion
@@ -23,6 +24,7 @@ IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {
     "hsivi": import_hsivi,
     "idode": import_idode,
     "improved_diffusion": import_improved_diffusion,
+    "indm": import_indm,
     "scoreflow_dequantizer": import_scoreflow_dequantizer,
     "scoreflow": import_scoreflow,
 }

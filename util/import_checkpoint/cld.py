@@ -11,6 +11,7 @@ import torch
 
 from util.errors import UsageError
 from util.import_checkpoint.common import (
+    average_by_order,
     check_tensor,
     entry,
     one_source,

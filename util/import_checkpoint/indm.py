@@ -47,8 +47,8 @@ def import_indm(sources: Sequence[Path]) -> dict[str, Any]:
     """
     if len(sources) != 2:
         raise UsageError(
-            f"{len(sources)} files given; the checkpoint is a pair, checkpoint_<k>.pth and flow_checkpoint_<k>.pth, and "
-            "the snapshot to write comes last"
+            f"{len(sources)} files given; a checkpoint is a pair, checkpoint_<k>.pth and flow_checkpoint_<k>.pth; the "
+            "snapshot to write comes last"
         )
     score_path, flow_path = sources
     step, score, score_average = read_ncsnpp(score_path)
