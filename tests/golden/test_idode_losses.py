@@ -75,7 +75,7 @@ def test_terms(group, precision):
         prior = prior_term(schedule, x)
         near("loss_recon", reconstruction, DECODER_TOLERANCE[precision])
         near("loss_klz", prior)
-        near("z_0_rescaled", x + math.exp(schedule.gamma_min / 2) * eps_0)
+        near("z_0_rescaled", x + math.exp(schedule.gamma_min / 2) * eps_0.double())
         near("var_0", end_point(schedule, schedule.gamma_min)[1] ** 2)
         near("var_1", end_point(schedule, schedule.gamma_max)[1] ** 2)
         if importance:
