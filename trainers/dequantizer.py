@@ -5,6 +5,7 @@ Flow++ (Ho et al., arXiv 1902.00275, Section 3.1); Song et al., arXiv 2101.09258
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -105,25 +106,28 @@ def choose_dequantizer_snapshot(config: Config) -> tuple[Path, str]:
 
 def _settings(options: Mapping[str, Any], published_behaviour: bool, where: str) -> DequantizerSettings:
     """Settings from options by their flags' names."""
-    names = [name for name in DequantizerSettings.__dataclass_fields__ if name != "published_behaviour"]
-    flags = {name: name if name.startswith("image_") else _PREFIX + name for name in names}
-    missing = [flag for flag in flags.values() if flag not in options]
-    if missing:
-        raise UsageError(f"{where}: it does not say '{missing[0]}'; is it the snapshot of a dequantizer?")
-    values = {name: options[flag] for name, flag in flags.items()}
-    return DequantizerSettings(**values, published_behaviour=published_behaviour)
+    names = [field.name for field in dataclasses.fields(DequantizerSettings)]
+    flags = {name: _PREFIX + name for name in names if name not in ("image_shape", "published_behaviour")}
+    for flag in ("image_channels", "image_size", *flags.values()):
+        if flag not in options:
+            raise UsageError(f"{where}: it does not say '{flag}'; is it the snapshot of a dequantizer?")
+    return DequantizerSettings(
+        image_shape=(options["image_channels"], options["image_size"], options["image_size"]),
+        published_behaviour=published_behaviour,
+        **{name: options[flag] for name, flag in flags.items()},
+    )
 
 
 def _load_averaged(path: Path, config: Config, device: torch.device) -> Dequantizer:
     """The dequantizer of a snapshot with its averaged weights, of the sizes that the snapshot says."""
     state, where = read_snapshot(path), str(path)
     settings = _settings(state.get("config", {}), config.run.published_behaviour, where)
-    for name in ("image_size", "image_channels"):
-        if getattr(settings, name) != getattr(config.data, name):
-            raise UsageError(
-                f"{where}: its images have {name} {getattr(settings, name)}, those of the score model "
-                f"{getattr(config.data, name)}; give a dequantizer of the same data set"
-            )
+    shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+    if settings.image_shape != shape:
+        raise UsageError(
+            f"{where}: its images have the shape {settings.image_shape}, those of the score model {shape}; give a "
+            "dequantizer of the same data set"
+        )
     network = Dequantizer(settings)
     ema = ExponentialMovingAverage(network.named_parameters(), 0.0)
     TrainingState({NETWORK: network}, {NETWORK: ema}, {}).load_networks(state, where)

@@ -20,7 +20,7 @@ class DequantizerSettings:
     """Settings of a dequantizer; the defaults are those of the CIFAR-10 architecture.
 
     Attributes:
-        image_size, image_channels: of the images.
+        image_shape: (C, H, W).
         architecture: "cifar10" (plain convolutions, invertible maps of the channels, shallow context) or "imagenet32"
             (weight normalisation, no such maps, deep context).
         n_couplings: steps of the flow.
@@ -33,8 +33,7 @@ class DequantizerSettings:
         UsageError: sizes that cannot work together.
     """
 
-    image_size: int
-    image_channels: int
+    image_shape: tuple[int, int, int]
     architecture: str = "cifar10"
     n_couplings: int = 4
     n_filters: int = 96
@@ -47,9 +46,9 @@ class DequantizerSettings:
     published_behaviour: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size % 2:
+        if self.image_shape[2] % 2:
             raise UsageError(
-                f"--image_size {self.image_size}: the dequantizer's flow pairs columns; use an even image size"
+                f"--image_size {self.image_shape[2]}: the dequantizer's flow pairs columns; use an even image size"
             )
         if self.n_filters % self.n_heads:
             raise UsageError(
@@ -124,13 +123,14 @@ class Dequantizer(nn.Module):
 
     def __init__(self, settings: DequantizerSettings) -> None:
         super().__init__()
-        channels, height, width = settings.image_channels, settings.image_size, settings.image_size // 2
-        shape = (2 * channels, settings.context_channels, settings.n_context_blocks)
+        channels, height, width = settings.image_shape
+        half = (channels, height, width // 2)
+        sizes = (2 * channels, settings.context_channels, settings.n_context_blocks)
         if settings.architecture == "cifar10":
-            self.context: nn.Module = ShallowContext(*shape)
+            self.context: nn.Module = ShallowContext(*sizes)
         else:
-            self.context = DeepContext(*shape, settings.n_context_heads, (height, width))
-        self.steps = nn.ModuleList(FlowStep((channels, height, width), settings) for _ in range(settings.n_couplings))
+            self.context = DeepContext(*sizes, settings.n_context_heads, half[1:])
+        self.steps = nn.ModuleList(FlowStep(half, settings) for _ in range(settings.n_couplings))
 
     def _steps(self) -> list[Any]:
         return list(self.steps)

@@ -63,7 +63,7 @@ def dequantizer():
     """Trained a little on the exact density."""
     torch.manual_seed(0)
     sizes = {"n_couplings": 2, "n_filters": 8, "n_blocks": 1, "n_components": 2, "n_heads": 1}
-    network = Dequantizer(DequantizerSettings(2, 1, **sizes, context_channels=4, n_context_blocks=1))
+    network = Dequantizer(DequantizerSettings(SHAPE, **sizes, context_channels=4, n_context_blocks=1))
     images, noise = draw_images(256)
     initialize_from_data(network, (noise.normal(*SHAPE), seen(images)), lambda sums: sums)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.03)

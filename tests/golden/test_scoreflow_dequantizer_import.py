@@ -61,8 +61,7 @@ def test_imported_dequantizer(architecture, tmp_path):
     assert (config["image_size"], config["image_channels"]) == (shape[1], shape[3])
     assert config["dequantizer_n_components"] == int(recorded["cfg/components"])
     settings = DequantizerSettings(
-        image_size=config["image_size"],
-        image_channels=config["image_channels"],
+        image_shape=(shape[3], *shape[1:3]),
         **{
             name.removeprefix("dequantizer_"): value
             for name, value in config.items()

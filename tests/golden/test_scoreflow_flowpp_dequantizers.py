@@ -13,9 +13,9 @@ from tests.golden.flowpp_setup import DTYPES, TOLERANCE, assert_near, channels_l
 from util.flowpp_names import dequantizer_parameters
 
 FULL_SIZE = {
-    "cifar10": DequantizerSettings(32, 3),
+    "cifar10": DequantizerSettings((3, 32, 32)),
     "imagenet32": DequantizerSettings(
-        32, 3, "imagenet32", n_couplings=8, n_filters=128, n_blocks=8, n_context_blocks=8
+        (3, 32, 32), "imagenet32", n_couplings=8, n_filters=128, n_blocks=8, n_context_blocks=8
     ),
 }
 
@@ -27,8 +27,7 @@ def numbers(parameters, pattern):
 
 def settings_of(recorded, parameters, architecture, published):
     return DequantizerSettings(
-        image_size=recorded["in/x"].shape[1],
-        image_channels=recorded["in/x"].shape[3],
+        image_shape=(recorded["in/x"].shape[3], *recorded["in/x"].shape[1:3]),
         architecture=architecture,
         n_couplings=numbers(parameters, r"steps\.(\d+)\.coupling"),
         n_filters=int(recorded["cfg/filters"]),

@@ -22,7 +22,7 @@ ARCHITECTURES = ["cifar10", "imagenet32"]
 
 def draw_network(architecture: str, channels: int = 1, seed: int = 0, **settings) -> Dequantizer:
     torch.manual_seed(seed)
-    return Dequantizer(DequantizerSettings(4, channels, architecture, **{**SMALL, **settings}))
+    return Dequantizer(DequantizerSettings((channels, 4, 4), architecture, **{**SMALL, **settings}))
 
 
 def batch(n: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,11 +182,11 @@ def test_gains_below_the_public_floor():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 5}, "--image_size 5"),
+        ({"image_shape": (1, 5, 5)}, "--image_size 5"),
         ({"n_filters": 6, "n_heads": 4}, "--dequantizer_n_filters 6"),
         ({"architecture": "imagenet32", "context_channels": 6}, "--dequantizer_context_channels 6"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(UsageError, match=message):
-        DequantizerSettings(**{"image_size": 4, "image_channels": 1, **settings})
+        DequantizerSettings(**{"image_shape": (1, 4, 4), **settings})

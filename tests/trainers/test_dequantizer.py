@@ -149,7 +149,7 @@ def test_evaluation_with_the_trained_dequantizer(workdir, images, tmp_path):
         assert not found.value.requires_grad
     config = make_config(workdir, "eval", eval_dequantizer="true", dequantizer_ckpt_file=target, image_size=16,
                          attn_resolutions="")  # fmt: skip
-    with pytest.raises(UsageError, match="image_size 8, those of the score model 16"):
+    with pytest.raises(UsageError, match=r"\(1, 8, 8\), those of the score model \(1, 16, 16\)"):
         build_scoreflow(config, ALONE)
 
 

@@ -142,3 +142,14 @@ def test_unknown_layout_and_bad_decay_are_refused():
         ema.load_state_dict({"decay": 0.7, "num_updates": 3, "shadow_params": []})
     with pytest.raises(UsageError, match="outside"):
         ExponentialMovingAverage(make_network().named_parameters(), 1.5)
+
+
+def test_restart_begins_with_the_weights_as_they_are():
+    network = make_network()
+    ema = ExponentialMovingAverage(network.named_parameters(), 0.7)
+    take_step(network)
+    ema.update()
+    ema.restart()
+    fresh = ExponentialMovingAverage(network.named_parameters(), 0.7)
+    assert ema.n_updates == 0
+    assert all(torch.equal(shadow, fresh.shadow[name]) for name, shadow in ema.shadow.items())
