@@ -341,17 +341,22 @@ class HierarchicalMatching:
 
     @property
     def compared_samplers(self) -> dict[str, Callable[[Noise], Samples]]:
-        """By name, this sampler and those of its teacher with as many network evaluations."""
+        """By name, this sampler and those of its teacher with as many network evaluations: on the steps that they would
+        choose, and on those of this sampler, none of which is spent on states that are as good as clean."""
+        discrete, n_layers = self.config.discrete, self.hierarchy.n_layers
+        steps = {
+            skip_type: choose_labels(skip_type, n_layers, discrete.diffusion_steps) for skip_type in ("quad", "uniform")
+        }
+        steps["same_steps"] = choose_labels(discrete.skip_type, n_layers + 1, discrete.diffusion_steps)[1:]
         samplers: dict[str, Callable[[Noise], Samples]] = {"hsivi": self.sample}
         for name in ("ddim", "ancestral"):
-            for skip_type in ("quad", "uniform"):
-                samplers[f"{name}_{skip_type}"] = partial(self._sample_teacher, name, skip_type)
+            for choice, labels in steps.items():
+                samplers[f"{name}_{choice}"] = partial(self._sample_teacher, name, labels)
         return samplers
 
-    def _sample_teacher(self, sampler: str, skip_type: str, noise: Noise) -> Samples:
+    def _sample_teacher(self, sampler: str, labels: torch.Tensor, noise: Noise) -> Samples:
         discrete = self.config.discrete
         teacher = self._evaluating.teacher
-        labels = choose_labels(skip_type, self.hierarchy.n_layers, discrete.diffusion_steps)
         schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps).subset(labels).to(self.device)
 
         def predict_noise(state: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -351,10 +351,13 @@ def test_competitors_spend_as_many_evaluations_on_the_teacher(teacher):
     method = started(teacher)
     counts = count_samples(method.teacher)
     samplers = method.compared_samplers
-    assert list(samplers) == ["hsivi", "ddim_quad", "ddim_uniform", "ancestral_quad", "ancestral_uniform"]
+    assert list(samplers) == [
+        "hsivi", "ddim_quad", "ddim_uniform", "ddim_same_steps", "ancestral_quad", "ancestral_uniform",
+        "ancestral_same_steps",
+    ]  # fmt: skip
     results = {name: sampler(Noise(5, "sample", torch.arange(2))) for name, sampler in samplers.items()}
     assert all(samples.n_evaluations == 5 for samples in results.values())
-    assert counts == [2] * 5 * 4
+    assert counts == [2] * 5 * 6
     assert len({samples.data.sum().item() for samples in results.values()}) == len(results)
 
 
