@@ -27,8 +27,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Tests that start commands mostly wait for one core or for a clock, so two groups at a time (tests/conftest.py).
 test: lint cluster-tools
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Programs that tests/cluster runs: Slurm, network namespaces, container builds. Without them those tests are skipped.
 CLUSTER_PROGRAMS := slurmctld slurmd srun munged ip ps buildah debootstrap

@@ -71,7 +71,9 @@ def test_a_stopped_agent_is_killed_by_its_ranks(tmp_path: Path) -> None:
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert gone(ranks, 5)
-    assert "gave no sign of life for 3 s" in (tmp_path / "logs" / "rank_0001.log").read_text()
+    # The rank that notices first ends the others with the agent.
+    said = "".join(path.read_text() for path in (tmp_path / "logs").glob("rank_*.log"))
+    assert "gave no sign of life for 3 s" in said
 
 
 @pytest.mark.slow
