@@ -18,6 +18,7 @@ import pytest
 
 from tests.cluster.network import Network, network
 from tests.system.command import LAUNCHER_VARIABLES, ROOT, arguments, run, snapshot, state_differences, wait_until
+from tests.system.in_process import run_here
 from util.run_file import read_run_file
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
@@ -122,7 +123,7 @@ def test_several_hosts_do_what_one_does(n_hosts: int, hosts: Network, tmp_path: 
     assert state_differences(tmp_path / "one", tmp_path / "many") == []
 
     end(mpirun(hosts, n_hosts, for_each_node, tmp_path / "many", **{**EVALUATION, **two}), 0)
-    run(tmp_path / "one", **{**EVALUATION, **two})
+    run_here(tmp_path / "one", **{**EVALUATION, "n_gpus_per_node": 1})
     expected = results(tmp_path / "one")
     assert len(expected) >= 3
     assert results(tmp_path / "many") == pytest.approx(expected, rel=1e-6)
