@@ -1,4 +1,4 @@
-"""``python -m benchmarks.flow``: processor seconds of the CIFAR-10 flow of INDM, and of plain automatic differentiation.
+"""``python -m benchmarks.flow``: processor seconds of the CIFAR-10 flow, and of plain automatic differentiation.
 
 The plain version does what one writes first: convolutions on images, kernels bounded anew at every call, one automatic
 differentiation for each term of a series, and the graph of all blocks kept until the backward pass.
