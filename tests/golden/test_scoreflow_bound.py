@@ -131,7 +131,7 @@ def test_bound(name, group, precision):
 
 @pytest.mark.parametrize("name", process_names(ARRAYS))
 def test_closed_forms_are_the_expectations_of_what_the_public_code_draws(name):
-    """Drift, kernel score and prior: their recorded draws average to ours over many draws of our own."""
+    """The drift integrated, and the prior term averaged over many draws."""
     process = make_process(ARRAYS, name, linearised_start=False)
     x, eps = channels_first(ARRAYS["in/data"]), float(ARRAYS[f"{name}/eps"])
     ends = torch.tensor([eps, 1.0], dtype=torch.float64)

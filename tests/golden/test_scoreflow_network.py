@@ -18,11 +18,13 @@ FULL_SIZES = {"ddpmpp_continuous": 4, "ddpmpp_deep_continuous": 8}
 """Residual blocks of each level."""
 
 
-def ddpmpp(n_channels: int, ch_mult, n_resblocks: int, attn_resolutions, image_size: int, dropout: float) -> NCSNpp:
+def ddpmpp(
+    n_channels: int, ch_mult, n_resblocks: int, attn_resolutions, image_size: int, dropout: float, channels: int = 3
+) -> NCSNpp:
     return NCSNpp(
         NCSNppSettings(
-            in_channels=3, out_channels=3, image_size=image_size, n_channels=n_channels, ch_mult=tuple(ch_mult),
-            n_resblocks=n_resblocks, attn_resolutions=tuple(attn_resolutions), use_fir=False,
+            in_channels=channels, out_channels=channels, image_size=image_size, n_channels=n_channels,
+            ch_mult=tuple(ch_mult), n_resblocks=n_resblocks, attn_resolutions=tuple(attn_resolutions), use_fir=False,
             progressive_input="none", embedding_type="positional", dropout=dropout,
         )
     )  # fmt: skip
@@ -32,6 +34,7 @@ def recorded_network(arrays: Arrays) -> NCSNpp:
     network = ddpmpp(
         int(arrays["cfg/nf"]), arrays["cfg/ch_mult"].tolist(), int(arrays["cfg/num_res_blocks"]),
         arrays["cfg/attn_resolutions"].tolist(), int(arrays["cfg/image_size"]), float(arrays["cfg/dropout"]),
+        arrays["in/x"].shape[1],
     )  # fmt: skip
     weights = {
         key.removeprefix("state_dict/"): torch.from_numpy(array)

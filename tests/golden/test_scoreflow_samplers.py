@@ -111,4 +111,5 @@ def test_ode_sampler(name, precision):
     for key, sample in ((0, state), (1, denoise(process, score, state, eps))):
         data = sample if name.startswith("ve") else (sample + 1) / 2
         recorded.close(f"ode/denoise{key}", data, tolerance)
-    recorded.equal("ode/nfe", n_evaluations)
+    if precision == "f64":  # step sizes follow the rounding
+        recorded.equal("ode/nfe", n_evaluations)
