@@ -57,6 +57,31 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "cifar-10",
     ),
     "dequantizer of another system": ({"mode": "train_deq"}, "--mode train_deq is for --system scoreflow"),
+    "no imagenet32": (
+        {
+            "dataset": "imagenet32",
+            "image_channels": 3,
+            "attn_resolutions": 16,
+            "image_size": 32,
+            "data_location": "none",
+        },
+        "train_data_batch_1",
+    ),
+    "no celeba_64": (
+        {
+            "dataset": "celeba_64",
+            "image_channels": 3,
+            "attn_resolutions": 32,
+            "image_size": 64,
+            "data_location": "none",
+        },
+        "img_align_celeba",
+    ),
+    "size of another set": (
+        {"dataset": "imagenet_64", "image_channels": 3, "attn_resolutions": 16, "image_size": 32},
+        "set image_size 64",
+    ),
+    "no mnist": ({"dataset": "mnist", "image_size": 28, "attn_resolutions": 14, "data_location": "none"}, "mnist"),
     "no folder": ({"dataset": "folder", "data_location": "none"}, "none"),
     "no database": ({"dataset": "lmdb", "data_location": "none"}, "none"),
 }
