@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffusion.bits import PixelScale, in_bits_per_dimension
 from diffusion.importance_weighted import importance_weighted_terms
 from diffusion.level_dequantization import (
+    UNIFORM_START_GAMMA,
     Dequantized,
     dequantize_uniformly,
     dequantize_variationally,
@@ -85,6 +86,10 @@ def check_idode(config: Config) -> None:
         raise UsageError("--second_order differentiates twice, which --compile cannot; leave one of them out")
     if options.augmentation and data.random_flip:
         raise UsageError("--augmentation flips images already, and tells the network; leave --random_flip out")
+    if options.dequantization == "uniform" and options.gamma_max <= UNIFORM_START_GAMMA:
+        raise UsageError(
+            f"--dequantization uniform starts at gamma {UNIFORM_START_GAMMA}; choose another, or a gamma_max above that"
+        )
     make_schedule(config)
     network_settings(config)
 

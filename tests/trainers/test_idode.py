@@ -196,6 +196,7 @@ def test_augmentation_and_what_the_network_is_told():
         ({"augmentation": True, "random_flip": True}, "random_flip"),
         ({"gamma_min": 6.0}, "gamma_min"),
         ({"n_channels": 48}, "n_channels"),
+        ({"gamma_max": -12.0, "dequantization": "uniform"}, "gamma_max"),
     ],
 )
 def test_contradictions(options, message):
