@@ -31,6 +31,7 @@ def settings_from(config: Config) -> EvaluationSettings:
         n_repeats=options.eval_repeats,
         n_test_items=options.eval_n_items or None,
         n_samples=options.eval_n_samples,
+        n_trajectories=options.eval_n_trajectories,
         n_fid_samples=options.eval_fid_samples,
         testing_batch_size=config.training.testing_batch_size,
         sampling_batch_size=config.training.sampling_batch_size,
