@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,13 +15,17 @@ from diffusion.process import Process, ScoreFunction, expand
 from diffusion.ve import VarianceExploding
 from diffusion.vp import VariancePreserving
 from models.residual_flow import FlowSettings, InvertibleFlow
-from tests.golden.vectors import load
+from tests.golden import vectors
 
 Arrays = dict[str, np.ndarray]
 
 FLOAT64 = 1e-8
 FLOAT64_FROM_FLOAT32 = 3e-8
 """Of values that a float32 input (a time) went into, in float64 runs."""
+
+
+load = lru_cache(maxsize=None)(vectors.load)
+"""``vectors.load``, each file read once; its arrays are not to be changed."""
 
 
 def make_process(name: str, parameters: np.ndarray) -> Process:
@@ -68,9 +74,14 @@ def tiny_flow_settings() -> FlowSettings:
     )
 
 
+@lru_cache(maxsize=1)
+def _initial_flow() -> InvertibleFlow:
+    return InvertibleFlow(tiny_flow_settings())
+
+
 def tiny_flow(arrays: Arrays, dtype: torch.dtype) -> InvertibleFlow:
     """The flow with the weights of a file, in training mode."""
-    flow = InvertibleFlow(tiny_flow_settings())
+    flow = copy.deepcopy(_initial_flow())
     prefix = "state_dict/"
     weights = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
     flow.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})

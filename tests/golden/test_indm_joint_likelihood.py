@@ -20,11 +20,11 @@ from tests.golden.indm_setup import (
     RecordedNoise,
     close,
     flow_noise,
+    load,
     make_process,
     tiny_flow,
     toy_score,
 )
-from tests.golden.vectors import load
 
 SOLVER_TOLERANCE = 1e-5
 # The float32 runs have schedules in float64 and so lie near the recorded float64 numbers.

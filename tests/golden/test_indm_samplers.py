@@ -11,8 +11,7 @@ from diffusion.prior import prior_sample
 from diffusion.process import expand
 from diffusion.samplers import probability_flow
 from models.residual_flow import InverseSettings
-from tests.golden.indm_setup import FLOAT64, Arrays, close, make_process, tiny_flow, toy_score
-from tests.golden.vectors import load
+from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, tiny_flow, toy_score
 
 SMALLEST = 1e-5
 N_STEPS_OF_SINGLE_STEPS = 1000

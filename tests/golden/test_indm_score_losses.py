@@ -14,8 +14,7 @@ from diffusion.latent_loss import (
     weighted_times,
 )
 from diffusion.soft_truncation import soft_truncated_time
-from tests.golden.indm_setup import FLOAT64, Arrays, close, make_process, toy_score
-from tests.golden.vectors import load
+from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, toy_score
 
 T_MIN = 1e-5
 # A float32 run whose schedule is in float64 lies near the recorded float64 numbers, not near the recorded float32 ones.

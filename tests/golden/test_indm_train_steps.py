@@ -13,11 +13,11 @@ from tests.golden.indm_setup import (
     RecordedNoise,
     close,
     flow_noise,
+    load,
     make_process,
     tiny_flow,
     toy_score,
 )
-from tests.golden.vectors import load
 from trainers.joint_step import Draws, JointObjective, JointStep
 from trainers.update import Updater
 from util.distributed import Distributed
