@@ -69,6 +69,18 @@ def denoising_step(
     return x - expand(growth, x) * x + expand(variance / 2, x) * score(x, t)
 
 
+def end_step(process: LatentProcess, score: ScoreFunction, x: torch.Tensor, time: float) -> torch.Tensor:
+    """What ends probability-flow sampling at a small ``time``: its noise taken off, without new noise.
+
+    For the variance-exploding process, whose kernel begins with noise of sigma_min, that is the conditional mean; for the
+    variance-preserving one, as published, a step of the reverse-time equation to 0, the same in first order.
+    """
+    t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
+    if isinstance(process, VarianceExploding):
+        return x + expand(process.sigma(t) ** 2, x) * score(x, t)
+    return reverse_step(process, score, x, t, torch.zeros_like(t), torch.zeros_like(x))[1]
+
+
 @torch.no_grad()
 def denoised_predictor_corrector(
     process: LatentProcess,

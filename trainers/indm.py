@@ -19,7 +19,7 @@ from diffusion.latent_loss import (
     reconstruction_residual,
     weighted_times,
 )
-from diffusion.latent_sampling import denoised_predictor_corrector, probability_flow_path
+from diffusion.latent_sampling import denoised_predictor_corrector, end_step, probability_flow_path
 from diffusion.likelihood import ode_log_likelihood
 from diffusion.noise_schedule import LinearBeta
 from diffusion.predictor_corrector import predictor_corrector
@@ -359,15 +359,20 @@ class JointDiffusion:
                 states += probability_flow_path(
                     self.process, self._sampling_score, state, N_FRAMES, options.sampling_eps, **solver
                 )
-            return probability_flow(
+            latents, n_evaluations = probability_flow(
                 self.process,
                 self._sampling_score,
                 state,
                 sampling_eps=options.sampling_eps,
-                denoise=options.denoising,
+                denoise=False,
                 published_behaviour=published,
                 **solver,
             )
+            if options.denoising:
+                with torch.no_grad():
+                    latents = end_step(self.process, self._sampling_score, latents, options.sampling_eps)
+                n_evaluations += 1
+            return latents, n_evaluations
         common: dict[str, Any] = {
             "n_steps": options.n_discrete_steps,
             "sampling_eps": options.sampling_eps,

@@ -5,7 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from diffusion.latent_sampling import denoised_predictor_corrector, denoising_step, reverse_step
+from diffusion.latent_sampling import (
+    denoised_predictor_corrector,
+    denoising_step,
+    end_step,
+    reverse_step,
+)
 from diffusion.predictor_corrector import langevin, predictor_corrector, reverse_diffusion
 from diffusion.prior import prior_sample
 from diffusion.process import expand
@@ -154,6 +159,9 @@ def test_probability_flow(run, dtype, tolerance):
     latents, n_evaluations = probability_flow(case.process, case.score, start, denoise=False, **common)
     # At a float32 network the step control reacts to rounding.
     close(latents, case.arrays[f"{run}/before_denoise_f64"], max(tolerance, 5e-4 if dtype == torch.float32 else 0.0))
+    denoised = end_step(case.process, case.score, latents, SMALLEST)
+    close(denoised, case.arrays[f"{run}/latent_denoised_f64"], max(tolerance, 5e-4 if dtype == torch.float32 else 0.0))
+    close((denoised + 1) / 2, case.arrays[f"{run}/before_flow_f64"], 5e-4 if dtype == torch.float32 else tolerance)
     recorded = case.arrays[f"{run}/nfe_f64"]
     assert abs(n_evaluations - recorded) <= (0 if dtype == torch.float64 else 0.1 * recorded)
 
