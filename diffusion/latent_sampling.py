@@ -72,8 +72,8 @@ def denoising_step(
 def end_step(process: LatentProcess, score: ScoreFunction, x: torch.Tensor, time: float) -> torch.Tensor:
     """What ends probability-flow sampling at a small ``time``: its noise taken off, without new noise.
 
-    For the variance-exploding process, whose kernel begins with noise of sigma_min, that is the conditional mean; for the
-    variance-preserving one, as published, a step of the reverse-time equation to 0, the same in first order.
+    For the variance-exploding process, whose kernel begins with noise of sigma_min, that is the conditional mean; for
+    the variance-preserving one, as published, a step of the reverse-time equation to 0, the same in first order.
     """
     t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
     if isinstance(process, VarianceExploding):
