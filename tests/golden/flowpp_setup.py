@@ -7,6 +7,8 @@ from models.flowpp.layers import Convolution, NormalizedConvolution
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 1e-4, "f64": 1e-9}
+LARGEST_LOG_ODDS = {"f32": 8.0, "f64": 15.0}
+"""Beyond this the public logit is at one of its floors, or has lost the digits that the tolerance asks for."""
 
 
 def assert_near(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
