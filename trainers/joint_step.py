@@ -151,10 +151,12 @@ class JointStep:
         self.soft_truncation = soft_truncation
         self.scaler = scaler
         self._score_parameters = [p for p in score_updater.network.parameters() if p.requires_grad]
-        flow_parameters = list(flow_updater.network.parameters())
-        self._score_reducer = GradientReducer(self._score_parameters, distributed)
-        self._flow_reducer = GradientReducer(flow_parameters, distributed)
-        self._reducer = GradientReducer(chain(self._score_parameters, flow_parameters), distributed)
+        # The score network's gradient of the first loss of a "fid" step is wanted with soft truncation only.
+        self._first_trains_score = step_function == "nll" or soft_truncation is not None
+        of_the_score = self._score_parameters if self._first_trains_score else []
+        self._reducer = GradientReducer(chain(of_the_score, flow_updater.network.parameters()), distributed)
+        # Buffers for gradients are large: there are none where there is no second loss.
+        self._second_reducer = GradientReducer(self._score_parameters, distributed) if step_function == "fid" else None
 
     def __call__(
         self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, total_batch_size: int
@@ -200,7 +202,8 @@ class JointStep:
     def _fid(
         self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, total_batch_size: int
     ) -> dict[str, torch.Tensor]:
-        adds_first_gradient = self.soft_truncation is not None
+        adds_first_gradient = self._first_trains_score
+        assert self._second_reducer is not None
         sums, second_sums = _Sums(self.distributed), _Sums(self.distributed)
         old_latents: list[torch.Tensor] = []
 
@@ -213,9 +216,7 @@ class JointStep:
             return self._mean(sum(terms.values(), torch.zeros(())), batches, total_batch_size)
 
         self._freeze_score(not adds_first_gradient)
-        loss = backward(
-            _closures(first_loss, batches), self._reducer if adds_first_gradient else self._flow_reducer, self.scaler
-        )
+        loss = backward(_closures(first_loss, batches), self._reducer, self.scaler)
         self._freeze_score(False)
         first_gradients = [p.grad for p in self._score_parameters]
         flow_metrics = _of_the_flow(self.flow_updater.apply(step, self.scaler))
@@ -227,7 +228,7 @@ class JointStep:
             second_sums.add({"score": losses}, self._share(batches, total_batch_size))
             return self._mean(losses, batches, total_batch_size)
 
-        backward(_closures(second_loss, batches), self._score_reducer, self.scaler)
+        backward(_closures(second_loss, batches), self._second_reducer, self.scaler)
         if adds_first_gradient:
             factor = second_sums.over_ranks("score") / sums.over_ranks("score")
             for parameter, gradient in zip(self._score_parameters, first_gradients, strict=True):

@@ -4,6 +4,7 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from models.residual_flow import FlowOutput
 from tests.evaluators.ranks import run_ranks
 from trainers.indm import JointDiffusion
 from util.config import Config, parse_config
+from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import UsageError
@@ -158,14 +160,26 @@ def test_what_is_evaluated_depends_on_nothing_but_the_sample():
         torch.testing.assert_close(evaluate(every)[some], evaluate(some), rtol=1e-5, atol=1e-5)
 
 
-def test_a_trajectory_ends_with_the_sample():
-    method = JointDiffusion(make_config("--n_discrete_steps", "20", kind="ve_fid"), Distributed())
+@pytest.mark.parametrize("kind", ["vp_nll", "ve_fid"])
+def test_a_trajectory_ends_with_the_sample(kind):
+    method = JointDiffusion(make_config("--n_discrete_steps", "20", kind=kind), Distributed())
     indices = torch.arange(2)
     shown = method.trajectory(Noise(0, "sample", indices))
     assert shown["data"].shape == shown["latent"].shape
     assert shown["data"].shape[0] == 2
     sample = method.sample(Noise(0, "sample", indices)).data
     torch.testing.assert_close(shown["data"][:, -1], sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("published", "n_read", "divisor"), [("false", 3, 3), ("true", 128, 3)])
+def test_sampling_starts_around_the_mean_of_the_latents(published, n_read, divisor):
+    flags = ("--data_mean", "--data_mean_items", "3", "--published_behaviour", published)
+    method = JointDiffusion(make_config(*flags, kind="ve_fid"), Distributed())
+    method.flow = LinearFlow(2 * torch.eye(64, dtype=torch.float64))
+    digits = open_dataset("digits", "train", "", 8, 1, 0).read(np.arange(n_read))
+    mean = 2 * (digits.double() + 0.5).sum(0) / 256 / divisor
+    # What is added in dequantization is not its mean, but small.
+    torch.testing.assert_close(method._mean_of_latents(), mean, rtol=0, atol=2 * n_read / divisor / 256)
 
 
 def test_evaluation_has_the_averages_of_both_networks():
