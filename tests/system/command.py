@@ -22,6 +22,8 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "O
 def arguments(workdir: Path, **options: Any) -> list[str]:
     """A command line; a list of flags from keywords, ``True`` giving the bare flag."""
     words = [sys.executable, str(ROOT / "main.py"), "-cc", str(ROOT / options.pop("config")), "--workdir", str(workdir)]
+    if "sc" in options:
+        words += ["-sc", str(ROOT / options.pop("sc"))]
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words
