@@ -74,11 +74,12 @@ def make_strips(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(strips, axis=1)
 
 
-def side_by_side(grids: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Pictures of one height in a row, each under its title.
+def side_by_side(grids: Mapping[str, np.ndarray], n_columns: int = 4) -> np.ndarray:
+    """Pictures of one size in rows, each under its title.
 
     Args:
-        grids: by title, uint8 (rows, columns, C), rows and C the same for all.
+        grids: by title, uint8 (rows, columns, C), the same shape for all.
+        n_columns: pictures in a row.
 
     Returns:
         uint8 (rows, columns, C), on a white ground.
@@ -87,10 +88,11 @@ def side_by_side(grids: Mapping[str, np.ndarray]) -> np.ndarray:
     for title, grid in grids.items():
         heading = Image.new("L", (grid.shape[1], _TITLE_HEIGHT), 255)
         ImageDraw.Draw(heading).text((4, 4), title, fill=0)
-        pixels = np.broadcast_to(np.asarray(heading)[:, :, None], (*np.asarray(heading).shape, grid.shape[2]))
-        panel = np.concatenate([pixels, grid])
-        panels.append(np.pad(panel, ((0, 0), (0, 4 * _GAP), (0, 0)), constant_values=255))
-    return np.concatenate(panels, axis=1)
+        pixels = np.repeat(np.asarray(heading)[:, :, None], grid.shape[2], axis=2)
+        panels.append(np.pad(np.concatenate([pixels, grid]), ((0, 0), (0, 4 * _GAP), (0, 0)), constant_values=255))
+    panels += [np.full_like(panels[0], 255)] * (-len(panels) % min(n_columns, len(panels)))
+    rows = [panels[start : start + n_columns] for start in range(0, len(panels), n_columns)]
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
 
 def magnified(array: np.ndarray, factor: int, axes: tuple[int, int] = (0, 1)) -> np.ndarray:
