@@ -14,6 +14,7 @@ import time
 from util.errors import EXIT_FAILED
 
 DESCRIPTOR_VARIABLE = "SCOREFLEET_BEAT_DESCRIPTOR"
+LOG_VARIABLE = "SCOREFLEET_LOG"
 AGENT_VARIABLE = "SCOREFLEET_AGENT"
 BEAT_SECONDS = 1.0
 
@@ -66,6 +67,7 @@ def live_with_agent(timeout_seconds: float) -> None:
     descriptor = os.environ.pop(DESCRIPTOR_VARIABLE, None)
     if agent is None or descriptor is None:
         return
+    log = os.environ[LOG_VARIABLE]
     end_with_parent(int(agent), signal.SIGKILL)
     beat = Beat(socket.socket(fileno=int(descriptor)))
     os.set_inheritable(int(descriptor), False)
@@ -78,9 +80,9 @@ def live_with_agent(timeout_seconds: float) -> None:
                 beat.heard = now  # this rank itself stood still
             last = now
             if now - beat.heard > timeout_seconds:
-                print(
-                    f"the agent {agent} gave no sign of life for {timeout_seconds:g} s and is killed", file=sys.stderr
-                )
+                # Rank 0's output goes through the agent, which no longer takes it.
+                with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:
+                    file.write(f"the agent {agent} gave no sign of life for {timeout_seconds:g} s and is killed\n")
                 with contextlib.suppress(OSError):
                     os.kill(int(agent), signal.SIGKILL)
                 break

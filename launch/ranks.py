@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from launch.beat import AGENT_VARIABLE, DESCRIPTOR_VARIABLE, Beat
+from launch.beat import AGENT_VARIABLE, DESCRIPTOR_VARIABLE, LOG_VARIABLE, Beat
 from launch.mpi import without_mpi
 from launch.reports import FOLDER_VARIABLE, FailureReport, read_reports, report_of_exit
 from launch.restart import RESTART_VARIABLE
@@ -107,7 +107,8 @@ class Ranks:
         number = start.first_rank + index
         log = logs / f"rank_{number:04d}.log"
         ours, theirs = socket.socketpair()
-        environment = self._environment(start, index) | {DESCRIPTOR_VARIABLE: str(theirs.fileno())}
+        environment = self._environment(start, index)
+        environment |= {DESCRIPTOR_VARIABLE: str(theirs.fileno()), LOG_VARIABLE: str(log.resolve())}
         descriptors = [theirs.fileno()]
         # Rank 0 takes over the listening socket, so no other process can take the port in between.
         if number == 0 and listener is not None:
