@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -93,16 +92,6 @@ class NoisePrediction:
         scale = label_scale(self.config)
         return lambda state, labels: called(state, labels.double() * scale).float()
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network in evaluation mode with its averaged weights."""
-        self.network.eval()
-        try:
-            with self.updater.ema.average_weights():
-                yield
-        finally:
-            self.network.train()
-
     def _loss(self, predict_noise: PredictNoise, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
         labels = noise.integers(len(self.schedule))
@@ -126,7 +115,7 @@ class NoisePrediction:
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
-        with self._averaged(), torch.no_grad():
+        with self.updater.averaged(), torch.no_grad():
             return self._loss(self._sampling_prediction, batch, noise)
 
     def sample(self, noise: Noise) -> Samples:
@@ -160,7 +149,7 @@ class NoisePrediction:
             "on_step": on_step,
         }
         arguments = (self._sampling_prediction, self.schedule.subset(labels), noise.normal(*self.data_shape))
-        with self._averaged():
+        with self.updater.averaged():
             if sampling.sampling_method == "ddim":
                 return ddim(*arguments, eta=discrete.ddim_eta, **common)
             return ancestral(*arguments, variance=discrete.model_var_type, **common)
@@ -168,7 +157,7 @@ class NoisePrediction:
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound on the grey levels, for ancestral sampling over all steps."""
         discrete = self.config.discrete
-        with self._averaged():
+        with self.updater.averaged():
             nats, n_evaluations = variational_bound(
                 self._exact_prediction,
                 self.schedule,

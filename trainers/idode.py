@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -149,16 +149,6 @@ class DiffusionOde:
         self._sampling_network = with_autocast(self.network, self.device, optimization, optimization.autocast_eval)
         self._exact_network = with_autocast(self.network, self.device, optimization, enabled=False)
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network in evaluation mode with its averaged weights."""
-        self.network.eval()
-        try:
-            with self.updater.ema.average_weights():
-                yield
-        finally:
-            self.network.train()
-
     def _terms(
         self,
         network: Callable[..., torch.Tensor],
@@ -223,7 +213,7 @@ class DiffusionOde:
         self, network: Callable[..., torch.Tensor], batch: torch.Tensor, noise: Noise, second_order: bool
     ) -> dict[str, torch.Tensor]:
         t = noise.uniform(dtype=torch.float64)
-        with self._averaged(), torch.no_grad():
+        with self.updater.averaged(), torch.no_grad():
             conditioning = torch.zeros(len(batch), device=self.device)
             return self._terms(network, batch, conditioning, t, noise, second_order)
 
@@ -235,7 +225,7 @@ class DiffusionOde:
     def sample(self, noise: Noise) -> Samples:
         """Images by the ODE, one for each entry of ``noise``."""
         options = self.config.sampling
-        with self._averaged():
+        with self.updater.averaged():
             z, n_evaluations = ode_sample(
                 self.schedule,
                 self._drift(self._sampling_network, len(noise)),
@@ -261,7 +251,7 @@ class DiffusionOde:
         # One probe for all draws: were its error another in each, a mean of weights would favour the errors upwards.
         probe = draw_probe(*self.data_shape)
         draws, n_evaluations = [], 0
-        with self._averaged():
+        with self.updater.averaged():
             drift = self._drift(self._exact_network, len(batch))
             for _ in range(options.n_importance_samples):
                 terms, n = ode_likelihood_terms(
