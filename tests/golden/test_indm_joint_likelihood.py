@@ -28,7 +28,7 @@ from tests.golden.indm_setup import (
 
 SOLVER_TOLERANCE = 1e-5
 # The float32 runs have schedules in float64 and so lie near the recorded float64 numbers.
-PRECISIONS = [(torch.float64, FLOAT64), (torch.float32, 1e-4)]
+PRECISIONS = [(torch.float64, FLOAT64), (torch.float32, 5e-4)]
 
 
 class Case:

@@ -21,7 +21,7 @@ from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, 
 SMALLEST = 1e-5
 N_STEPS_OF_SINGLE_STEPS = 1000
 SOLVER_TOLERANCE = 1e-5
-PRECISIONS = [(torch.float64, FLOAT64), (torch.float32, 1e-4)]
+PRECISIONS = [(torch.float64, FLOAT64), (torch.float32, 3e-4)]
 """All against the recorded float64 numbers, to which a float32 run with schedules in float64 lies nearest."""
 
 

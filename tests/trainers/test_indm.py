@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from diffusion.gaussian import GaussianData
-from models.residual_flow import FlowOutput
+from models.ncsnpp import NCSNpp
+from models.residual_flow import FlowOutput, InvertibleFlow
 from tests.evaluators.ranks import run_ranks
-from trainers.indm import JointDiffusion
+from trainers.indm import JointDiffusion, check_indm, flow_settings
+from trainers.networks import ncsnpp_settings
 from util.config import Config, parse_config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
@@ -218,8 +220,23 @@ def test_the_ratio_of_the_langevin_steps_follows_its_schedule():
     ],
 )
 def test_options_that_contradict_each_other(flags, named):
-    from trainers.indm import check_indm
-
     with pytest.raises(UsageError, match=named) as raised:
         check_indm(make_config(*flags))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS.parent / "indm").glob("*.txt")), ids=lambda path: path.stem)
+def test_published_settings(path):
+    check_indm(parse_config(["-cc", str(path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_resblocks", "n_of_the_score", "n_of_the_flow"),
+    [("cifar10_ve_fid", "4", 62_758_915, 13_164_376), ("celeba64_vp_nll", "8", 106_632_579, 19_804_936)],
+)
+def test_published_sizes(name, n_resblocks, n_of_the_score, n_of_the_flow):
+    config = parse_config(["-cc", str(CONFIGS.parent / "indm" / f"{name}.txt"), "--n_resblocks", n_resblocks])
+    with torch.device("meta"):
+        networks = NCSNpp(ncsnpp_settings(config, 3, 3)), InvertibleFlow(flow_settings(config))
+    sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+    assert sizes == [n_of_the_score, n_of_the_flow]
