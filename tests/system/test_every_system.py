@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.system.command import kill_all, run, snapshot, start, state_differences, wait_until
+from tests.system.teacher import write_teacher
 from tests.system.test_world_size import assert_same, results, sample_hash
 from util.run_file import read_run_file
 
@@ -59,8 +60,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     options = {**COMMON, **SYSTEMS[request.param]}
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "hsivi":
-        run(folder / "teacher", **{**COMMON, **SYSTEMS["ddpm"]})
-        options["pretrained_model"] = folder / "teacher" / "checkpoints" / "checkpoint.pth"
+        options["pretrained_model"] = write_teacher(folder / "teacher.pth")
     workdir = folder / "whole"
     run(workdir, n_gpus_per_node=2, **options)
     return workdir, options
