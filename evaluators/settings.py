@@ -26,7 +26,8 @@ def settings_from(config: Config) -> EvaluationSettings:
         eval_fid=options.eval_fid,
         eval_density=options.eval_density,
         eval_compare=options.eval_compare,
-        eval_trajectory=options.trajectory,
+        # So few steps are always worth a look.
+        eval_trajectory=options.trajectory or (run.mode == "sample" and run.system == "hsivi"),
         likelihoods=[name.strip() for name in options.eval_quantities.split(",") if name.strip()],
         n_repeats=options.eval_repeats,
         n_test_items=options.eval_n_items or None,
