@@ -29,7 +29,7 @@ lint: setup
 
 # Tests that start commands mostly wait for one core or for a clock, so two groups at a time (tests/conftest.py).
 test: lint cluster-tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 # Programs that tests/cluster runs: Slurm, network namespaces, container builds. Without them those tests are skipped.
 CLUSTER_PROGRAMS := slurmctld slurmd srun munged ip ps buildah debootstrap

@@ -35,7 +35,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"beta0": "four"}, "--beta0"),
     "out of range": ({"dropout": 1.5}, "--dropout"),
     "no such choice": ({"optimizer": "SGD"}, "--optimizer"),
-    "no such config": ({"sc": "nowhere.txt"}, "--sc"),
+    "no such config": ({"sc": "nowhere.txt"}, "-sc"),
     "sscs without velocity": ({"sde": "vpsde", "sampling_method": "sscs"}, "--sampling_method sscs"),
     "attention nowhere": ({"attn_resolutions": "16"}, "16"),
     "size not divisible": ({"ch_mult": "1,1,1,1,1"}, "8"),
