@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Tests that start commands mostly wait for one core or for a clock, so two groups at a time (tests/conftest.py).
+# Tests that start commands mostly wait for one core or for a clock: the others run beside them (tests/conftest.py).
 test: lint cluster-tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 

@@ -8,16 +8,16 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 # These start runs of several processes and look at the clock, or make networks and clusters whose names are fixed:
-# one after the other within each group. The tests of any other file share its fixtures.
-_GROUPS = {"cluster": "clusters", "system": "commands", "launch": "commands"}
+# one after the other. The tests of any other file share its fixtures.
+_COMMANDS = ("cluster", "system", "launch")
 
 
 class _Groups(LoadScopeScheduling):
-    """Tests of a group go to the same worker, the longest groups first."""
+    """Tests that start commands go to one worker, those of any other file to the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return _GROUPS.get(file.split("/")[1], file)
+        return "commands" if file.split("/")[1] in _COMMANDS else file
 
 
 @pytest.hookimpl(optionalhook=True)
