@@ -11,7 +11,7 @@ from tests.cluster.slurm_cluster import SlurmCluster
 from tests.system.command import LAUNCHER_VARIABLES, ROOT
 from util.run_file import read_run_file
 
-STEPS = 80
+STEPS = 200
 """Enough to be interrupted on the way: several seconds."""
 TRAINING = [
     "-cc", "configs/smoke/tiny.txt", "--n_train_iters", str(STEPS), "--snapshot_freq", "20", "--device", "cpu",

@@ -69,7 +69,7 @@ def test_time_limit(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path) -> N
     second = submitted_id(launch(slurm, "submit", *options, "--", *arguments, str(workdirs[1])))
     for workdir in workdirs:
         wait_for_step(slurm, workdir, 10)
-    # Slurm looks at time limits twice a minute, so the runs have to last: their first ranks run a tenth of the time.
+    # Slurm looks at time limits twice a minute, so the runs have to last: their first ranks are slowed down.
     deadline = time.monotonic() + 80
     while any(slurm.job(job_id)["Restarts"] == "0" for job_id in (first, second)) and time.monotonic() < deadline:
         slow_down([rank for workdir in workdirs for rank in ranks_of(workdir)])
@@ -112,8 +112,8 @@ def ranks_of(workdir: Path) -> list[psutil.Process]:
 
 
 def slow_down(processes: list[psutil.Process]) -> None:
-    """Have them run for a tenth of a second in one."""
-    for number, seconds in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
+    """Have them run for a twentieth of a second in one."""
+    for number, seconds in ((signal.SIGSTOP, 0.95), (signal.SIGCONT, 0.05)):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
