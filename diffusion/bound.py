@@ -15,7 +15,6 @@ from typing import Protocol
 
 import torch
 
-from diffusion.bits import gaussian_entropy
 from diffusion.importance import ClosedFormTimes
 from diffusion.kernel import perturb
 from diffusion.losses import training_times
@@ -107,7 +106,7 @@ def small_time_offset(
     reconstructed = (y + expand(deviation**2, y) * score(y, t)) / expand(alpha, y)
     variance = (deviation / alpha) ** 2
     log_normaliser = n_dimensions / 2 * (2 * torch.pi * variance).log()
-    entropy = torch.full_like(deviation, gaussian_entropy(deviation[0].item() ** 2, n_dimensions))
+    entropy = n_dimensions / 2 * (1 + (2 * torch.pi * deviation**2).log())
     return {
         "reconstruction": log_normaliser + _squared_norm(x - reconstructed) / (2 * variance),
         "small_time_entropy": -entropy,

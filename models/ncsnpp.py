@@ -23,6 +23,7 @@ from models.layers import (
     linear,
     n_groups,
 )
+from models.levels import check_levels
 from models.resample import BoxFilter, FIRFilter
 from util.errors import UsageError
 
@@ -127,23 +128,7 @@ def check_ncsnpp_settings(settings: NCSNppSettings) -> None:
     Raises:
         UsageError: one line that names the option.
     """
-    for name in ("in_channels", "out_channels", "image_size", "n_channels", "n_resblocks"):
-        if getattr(settings, name) < 1:
-            raise UsageError(f"{name} is {getattr(settings, name)}; it has to be at least 1")
-    if not settings.ch_mult or min(settings.ch_mult) < 1:
-        raise UsageError(f"ch_mult is {list(settings.ch_mult)}; give one multiplier of at least 1 for each level")
-    factor = 2 ** (len(settings.ch_mult) - 1)
-    if settings.image_size % factor:
-        raise UsageError(
-            f"image_size {settings.image_size} cannot be halved {len(settings.ch_mult) - 1} times, as the "
-            f"{len(settings.ch_mult)} levels of ch_mult ask for; use a multiple of {factor} or fewer levels"
-        )
-    for resolution in settings.attn_resolutions:
-        if resolution not in settings.resolutions:
-            raise UsageError(
-                f"attn_resolutions: {resolution} does not occur with image_size {settings.image_size} and "
-                f"{len(settings.ch_mult)} levels; choose among {', '.join(map(str, settings.resolutions))}"
-            )
+    check_levels(settings, ("in_channels", "out_channels", "image_size", "n_channels", "n_resblocks"))
     if settings.progressive_input not in ("none", "residual"):
         raise UsageError(f"progressive_input is {settings.progressive_input!r}; choose none or residual")
     if settings.progressive_input == "residual" and not settings.use_fir:

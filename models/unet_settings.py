@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.levels import check_levels
 from util.errors import UsageError
 
 
@@ -58,23 +59,7 @@ def check_unet_settings(settings: UNetSettings) -> None:
     Raises:
         UsageError: one line that names the option.
     """
-    for name in ("image_channels", "image_size", "n_channels", "n_resblocks", "n_groups"):
-        if getattr(settings, name) < 1:
-            raise UsageError(f"{name} is {getattr(settings, name)}; it has to be at least 1")
-    if not settings.ch_mult or min(settings.ch_mult) < 1:
-        raise UsageError(f"ch_mult is {list(settings.ch_mult)}; give one multiplier of at least 1 for each level")
-    factor = 2 ** (len(settings.ch_mult) - 1)
-    if settings.image_size % factor:
-        raise UsageError(
-            f"image_size {settings.image_size} cannot be halved {len(settings.ch_mult) - 1} times, as the "
-            f"{len(settings.ch_mult)} levels of ch_mult ask for; use a multiple of {factor} or fewer levels"
-        )
-    for resolution in settings.attn_resolutions:
-        if resolution not in settings.resolutions:
-            raise UsageError(
-                f"attn_resolutions: {resolution} does not occur with image_size {settings.image_size} and "
-                f"{len(settings.ch_mult)} levels; choose among {', '.join(map(str, settings.resolutions))}"
-            )
+    check_levels(settings, ("image_channels", "image_size", "n_channels", "n_resblocks", "n_groups"))
     if settings.n_channels < 4 or settings.n_channels % 2:
         raise UsageError(f"n_channels {settings.n_channels} does not suit the embedding of labels; use 4, 6, 8, ...")
     if settings.n_channels % settings.n_groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,11 +18,10 @@ from diffusion.process import Process, initial_state, state_shape
 from diffusion.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.score import make_score
 from diffusion.vp import VariancePreserving
-from trainers.gradients import GradientReducer
 from trainers.method import LogLikelihood, Samples
 from trainers.networks import check_score_network, make_score_network
-from trainers.state import TrainingState
-from trainers.update import make_scaler, make_updater, update, with_autocast
+from trainers.single_network import SingleNetwork
+from trainers.update import make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -85,19 +83,11 @@ class ScoreMatching:
         factor = 2 if config.process.sde == "cld" else 1
         self.network = make_score_network(config, factor * self.data_shape[0], self.data_shape[0], self.device)
         self.updater = make_updater(self.network, config.optimization)
-        self._reducer = GradientReducer(self.network.parameters(), distributed)
-        self.state = TrainingState(
-            networks={"score": self.network},
-            emas={"score": self.updater.ema},
-            optimizers={"score": self.updater.optimizer},
-            scaler=make_scaler(config.optimization, self.device),
-        )
+        self._training = SingleNetwork("score", self.updater, config, distributed)
+        self.state = self._training.state
         name = "nelbo" if self.process.velocity_variance is not None else "negative_log_likelihood"
         self.likelihoods = {name: self.negative_log_likelihood}
-        training_network: Callable[..., torch.Tensor] = self.network
-        if config.optimization.compile:
-            training_network = torch.compile(self.network)
-        self._training_score = self._score(training_network, config.optimization.autocast_train)
+        self._training_score = self._score(self._training.network, config.optimization.autocast_train)
         self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
 
@@ -135,17 +125,9 @@ class ScoreMatching:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
         """One update of the score network."""
-        run, step = self.config.run, self.state.step
-
-        def loss_of(batch: MicroBatch) -> torch.Tensor:
-            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
-            losses = self._loss(self._training_score, batch.data, noise)
-            return (losses.sum() / self.config.training.total_batch_size).float()
-
-        losses = [partial(loss_of, batch) for batch in micro_batches]
-        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
-        self.state.step += 1
-        return metrics
+        return self._training.step(
+            micro_batches, lambda batch, noise: self._loss(self._training_score, batch.data, noise)
+        )
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""

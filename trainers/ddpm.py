@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +12,10 @@ from diffusion.ddim import ancestral, ddim
 from diffusion.ddpm import PredictNoise, noise_prediction_loss
 from diffusion.discrete_bound import variational_bound
 from diffusion.discrete_schedule import choose_labels, make_schedule
-from trainers.gradients import GradientReducer
 from trainers.method import LogLikelihood, Samples
 from trainers.networks import make_noise_network, noise_network_settings
-from trainers.state import TrainingState
-from trainers.update import make_scaler, make_updater, update, with_autocast
+from trainers.single_network import SingleNetwork
+from trainers.update import make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -72,18 +70,10 @@ class NoisePrediction:
         ).to(self.device)
         self.network = make_noise_network(config, self.device)
         self.updater = make_updater(self.network, optimization)
-        self._reducer = GradientReducer(self.network.parameters(), distributed)
-        self.state = TrainingState(
-            networks={"noise": self.network},
-            emas={"noise": self.updater.ema},
-            optimizers={"noise": self.updater.optimizer},
-            scaler=make_scaler(optimization, self.device),
-        )
+        self._training = SingleNetwork("noise", self.updater, config, distributed)
+        self.state = self._training.state
         self.likelihoods = {"nelbo": self.nelbo}
-        training_network: Callable[..., torch.Tensor] = self.network
-        if optimization.compile:
-            training_network = torch.compile(self.network)
-        self._training_prediction = self._prediction(training_network, optimization.autocast_train)
+        self._training_prediction = self._prediction(self._training.network, optimization.autocast_train)
         self._sampling_prediction = self._prediction(self.network, optimization.autocast_eval)
         self._exact_prediction = self._prediction(self.network, autocast=False)
 
@@ -101,17 +91,9 @@ class NoisePrediction:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
         """One update of the network."""
-        run, step = self.config.run, self.state.step
-
-        def loss_of(batch: MicroBatch) -> torch.Tensor:
-            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
-            losses = self._loss(self._training_prediction, batch.data, noise)
-            return (losses.sum() / self.config.training.total_batch_size).float()
-
-        losses = [partial(loss_of, batch) for batch in micro_batches]
-        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
-        self.state.step += 1
-        return metrics
+        return self._training.step(
+            micro_batches, lambda batch, noise: self._loss(self._training_prediction, batch.data, noise)
+        )
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""

@@ -17,19 +17,18 @@ import torch
 from diffusion.dequantization import dequantization_bound
 from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
 from models.flowpp.initialization import initialize_from_data
-from trainers.gradients import GradientReducer
 from trainers.method import LogLikelihood, Method, Samples
 from trainers.networks import seeded
 from trainers.scoreflow import ScoreFlow, check_scoreflow
+from trainers.single_network import SingleNetwork
 from trainers.state import TrainingState
-from trainers.update import Updater, make_scaler, update
+from trainers.update import make_updater
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise, derive_seed
-from util.optimization import make_optimizer, warmed_up_learning_rate
 from util.run_file import read_run_file, update_run_file
 from util.snapshot import RUNNING, choose_snapshot, inspect_snapshot, read_snapshot
 
@@ -172,24 +171,9 @@ class DequantizerTraining:
 
         settings = _settings(config.flat(), config.run.published_behaviour, "the configuration")
         self.network = seeded(lambda: Dequantizer(settings), config.run.seed, self.device)
-        options = config.optimization
-        self.updater = Updater(
-            self.network,
-            make_optimizer(options.optimizer, self.network.parameters(), options.learning_rate, options.weight_decay),
-            ExponentialMovingAverage(self.network.named_parameters(), options.ema_rate, warm_up=False),
-            partial(warmed_up_learning_rate, options.learning_rate, options.n_warmup_iters),
-            options.grad_clip,
-        )
-        self._reducer = GradientReducer(self.network.parameters(), distributed)
-        self.state = TrainingState(
-            networks={NETWORK: self.network},
-            emas={NETWORK: self.updater.ema},
-            optimizers={NETWORK: self.updater.optimizer},
-            scaler=make_scaler(options, self.device),
-        )
-        self._training_network: Callable[..., Any] = self.network
-        if options.compile:
-            self._training_network = torch.compile(self.network)
+        self.updater = make_updater(self.network, config.optimization, ema_warm_up=False)
+        self._training = SingleNetwork(NETWORK, self.updater, config, distributed)
+        self.state = self._training.state
 
     @property
     def likelihoods(self) -> Mapping[str, Callable[[torch.Tensor, Noise], LogLikelihood]]:
@@ -236,16 +220,11 @@ class DequantizerTraining:
         """One update of the dequantizer, before the first of which its weights are initialised."""
         if self.state.step == 0:
             self._initialize(micro_batches)
-        run, step = self.config.run, self.state.step
-
-        def loss_of(batch: MicroBatch) -> torch.Tensor:
-            noise = Noise(run.seed, f"train dequantizer {run.cont_nbr}", batch.positions, step, self.device)
-            losses = self._loss(self._training_network, batch.data, noise)
-            return (losses.sum() / self.config.training.total_batch_size).float()
-
-        losses = [partial(loss_of, batch) for batch in micro_batches]
-        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
-        self.state.step += 1
+        metrics = self._training.step(
+            micro_batches,
+            lambda batch, noise: self._loss(self._training.network, batch.data, noise),
+            purpose="train dequantizer",
+        )
         in_bits = metrics["loss"] / (math.prod(self.model.data_shape) * math.log(2)) + self.model.scale.offset
         return {**metrics, "bits_per_dimension": in_bits}
 

@@ -34,7 +34,7 @@ from trainers.method import LogLikelihood, Samples
 from trainers.networks import make_noise_network, noise_network_settings
 from trainers.pretrained import Pretrained, read_pretrained
 from trainers.state import TrainingState
-from trainers.update import Updater, make_scaler, update, with_autocast
+from trainers.update import ADAM_BETA1, Updater, make_scaler, update, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -176,8 +176,9 @@ class HierarchicalMatching:
         optimization, options = self.config.optimization, self.config.hsivi
         parameters = list(network.parameters())
         optimizer = make_optimizer(
-            optimization.optimizer, parameters, learning_rate, optimization.weight_decay, amsgrad=True
-        )
+            optimization.optimizer, parameters, learning_rate, optimization.weight_decay,
+            (ADAM_BETA1, optimization.adam_beta2), amsgrad=True,
+        )  # fmt: skip
         rate = partial(
             decaying_learning_rate, learning_rate, optimization.n_warmup_iters, self.config.training.n_train_iters,
             options.cosine_lr_decay == "use",

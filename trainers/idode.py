@@ -27,11 +27,10 @@ from diffusion.variational_bound import diffusion_terms, prior_term, reconstruct
 from diffusion.velocity import NoisePrediction, Parameterisation, Predict, VelocityPrediction
 from models.vdm_unet import VDMUNet, VDMUNetSettings
 from trainers.augmentation import flip_and_rotate
-from trainers.gradients import GradientReducer
 from trainers.method import LogLikelihood, Samples
 from trainers.networks import seeded
-from trainers.state import TrainingState
-from trainers.update import Updater, make_scaler, update, with_autocast
+from trainers.single_network import SingleNetwork
+from trainers.update import ADAM_BETA1, Updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -39,9 +38,6 @@ from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise
 from util.optimization import linear_learning_rate, make_optimizer
-
-BETAS = (0.9, 0.99)
-"""Decay rates of the optimiser's moments."""
 
 
 def make_schedule(config: Config) -> LogSnrSchedule:
@@ -122,7 +118,7 @@ class DiffusionOde:
                 self.network.parameters(),
                 optimization.learning_rate,
                 optimization.weight_decay,
-                BETAS,
+                (ADAM_BETA1, optimization.adam_beta2),
                 without_decay=biases,
             ),
             ExponentialMovingAverage(self.network.named_parameters(), optimization.ema_rate, warm_up=False),
@@ -134,18 +130,12 @@ class DiffusionOde:
             ),
             optimization.grad_clip,
         )
-        self._reducer = GradientReducer(self.network.parameters(), distributed)
-        self.state = TrainingState(
-            networks={"score": self.network},
-            emas={"score": self.updater.ema},
-            optimizers={"score": self.updater.optimizer},
-            scaler=make_scaler(optimization, self.device),
-        )
+        self._training = SingleNetwork("score", self.updater, config, distributed)
+        self.state = self._training.state
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
-        training_network: Callable[..., torch.Tensor] = self.network
-        if optimization.compile:
-            training_network = torch.compile(self.network)
-        self._training_network = with_autocast(training_network, self.device, optimization, optimization.autocast_train)
+        self._training_network = with_autocast(
+            self._training.network, self.device, optimization, optimization.autocast_train
+        )
         self._sampling_network = with_autocast(self.network, self.device, optimization, optimization.autocast_eval)
         self._exact_network = with_autocast(self.network, self.device, optimization, enabled=False)
 
@@ -189,8 +179,7 @@ class DiffusionOde:
         step_noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step, self.device)
         start = step_noise.uniform(dtype=torch.float64)[0]
 
-        def loss_of(batch: MicroBatch) -> torch.Tensor:
-            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
+        def losses_of(batch: MicroBatch, noise: Noise) -> torch.Tensor:
             levels, conditioning = batch.data, torch.zeros(len(batch.data), device=self.device)
             if options.augmentation:
                 levels, conditioning = flip_and_rotate(levels, noise)
@@ -202,12 +191,9 @@ class DiffusionOde:
             attention = sdpa_kernel(SDPBackend.MATH) if options.second_order else contextlib.nullcontext()
             with attention:
                 terms = self._terms(self._training_network, levels, conditioning, t, noise, options.second_order)
-            return (sum(terms.values(), torch.zeros_like(t)).sum() / n_samples).float()
+            return sum(terms.values(), torch.zeros_like(t))
 
-        losses = [partial(loss_of, batch) for batch in micro_batches]
-        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
-        self.state.step += 1
-        return metrics
+        return self._training.step(micro_batches, losses_of)
 
     def _evaluated_terms(
         self, network: Callable[..., torch.Tensor], batch: torch.Tensor, noise: Noise, second_order: bool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -21,18 +20,15 @@ from diffusion.score import make_labelled_score
 from diffusion.sub_vp import SubVariancePreserving
 from diffusion.ve import VarianceExploding
 from diffusion.vp import VariancePreserving
-from trainers.gradients import GradientReducer
 from trainers.method import LogLikelihood, Samples
 from trainers.networks import check_score_network, make_score_network
-from trainers.state import TrainingState
-from trainers.update import Updater, make_scaler, update, with_autocast
+from trainers.single_network import SingleNetwork
+from trainers.update import make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
-from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise
-from util.optimization import make_optimizer, warmed_up_learning_rate
 
 SdeProcess = VariancePreserving | SubVariancePreserving | VarianceExploding
 
@@ -111,26 +107,12 @@ class ScoreFlow:
         )
         self.network = make_score_network(config, self.data_shape[0], self.data_shape[0], self.device)
         options = config.optimization
-        self.updater = Updater(
-            self.network,
-            make_optimizer(options.optimizer, self.network.parameters(), options.learning_rate, options.weight_decay),
-            ExponentialMovingAverage(self.network.named_parameters(), options.ema_rate, warm_up=False),
-            partial(warmed_up_learning_rate, options.learning_rate, options.n_warmup_iters),
-            options.grad_clip,
-        )
-        self._reducer = GradientReducer(self.network.parameters(), distributed)
-        self.state = TrainingState(
-            networks={"score": self.network},
-            emas={"score": self.updater.ema},
-            optimizers={"score": self.updater.optimizer},
-            scaler=make_scaler(options, self.device),
-        )
+        self.updater = make_updater(self.network, options, ema_warm_up=False)
+        self._training = SingleNetwork("score", self.updater, config, distributed)
+        self.state = self._training.state
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
         self.dequantize: Dequantize = self._dequantize_uniformly
-        training_network: Callable[..., torch.Tensor] = self.network
-        if options.compile:
-            training_network = torch.compile(self.network)
-        self.training_score = self._score(training_network, options.autocast_train)
+        self.training_score = self._score(self._training.network, options.autocast_train)
         self._sampling_score = self._score(self.network, options.autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
 
@@ -172,17 +154,9 @@ class ScoreFlow:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
         """One update of the score network."""
-        run, step = self.config.run, self.state.step
-
-        def loss_of(batch: MicroBatch) -> torch.Tensor:
-            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
-            losses = self._loss(self.training_score, batch.data, noise)
-            return (losses.sum() / self.config.training.total_batch_size).float()
-
-        losses = [partial(loss_of, batch) for batch in micro_batches]
-        metrics = update(losses, self.updater, self._reducer, step, self.state.scaler)
-        self.state.step += 1
-        return metrics
+        return self._training.step(
+            micro_batches, lambda batch, noise: self._loss(self.training_score, batch.data, noise)
+        )
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""

@@ -74,8 +74,14 @@ class Updater:
             self.network.train()
 
 
-def make_updater(network: nn.Module, options: OptimizationOptions) -> Updater:
-    """An updater of the whole network by the general options."""
+def make_updater(network: nn.Module, options: OptimizationOptions, ema_warm_up: bool = True) -> Updater:
+    """An updater of the whole network by the general options.
+
+    Args:
+        network: on its device.
+        options: optimiser, learning rate, clipping, average.
+        ema_warm_up: see ``util.ema.ExponentialMovingAverage``.
+    """
     return Updater(
         network,
         make_optimizer(
@@ -85,7 +91,7 @@ def make_updater(network: nn.Module, options: OptimizationOptions) -> Updater:
             options.weight_decay,
             betas=(ADAM_BETA1, options.adam_beta2),
         ),
-        ExponentialMovingAverage(network.named_parameters(), options.ema_rate),
+        ExponentialMovingAverage(network.named_parameters(), options.ema_rate, ema_warm_up),
         partial(warmed_up_learning_rate, options.learning_rate, options.n_warmup_iters),
         options.grad_clip,
     )

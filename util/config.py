@@ -21,25 +21,26 @@ import configargparse
 
 from util.errors import UsageError
 from util.options import (
-    GROUPS,
-    BoundOptions,
     DataOptions,
-    DequantizerOptions,
-    DiscreteOptions,
     EvaluationOptions,
-    HsiviOptions,
-    JointOptions,
     LaunchOptions,
     LikelihoodOptions,
-    LogSnrOptions,
     NetworkOptions,
     ObjectiveOptions,
     OptimizationOptions,
-    PredictorCorrectorOptions,
     ProcessOptions,
     RunOptions,
     SamplingOptions,
     TrainingOptions,
+)
+from util.system_options import (
+    BoundOptions,
+    DequantizerOptions,
+    DiscreteOptions,
+    HsiviOptions,
+    JointOptions,
+    LogSnrOptions,
+    PredictorCorrectorOptions,
 )
 
 
@@ -111,6 +112,10 @@ class Config:
             if defines_run and item.name in earlier and earlier[item.name] != now:
                 changed.append(f"{item.name}: {_written(earlier[item.name])} -> {_written(now)}")
         return changed
+
+
+GROUPS: dict[str, Any] = {item.name: item.default_factory for item in dataclasses.fields(Config)}
+"""The groups of options by their name in ``Config``."""
 
 
 def _fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -23,7 +23,8 @@ def make_config(**options) -> Config:
     settings = {
         "system": "idode", "sde": "vpsde", "name": "vdm_unet", "image_size": 4, "image_channels": 1, "n_channels": 32,
         "n_resblocks": 1, "dropout": 0.0, "weighting": "likelihood", "importance_sampling": True,
-        "optimizer": "AdamW", "weight_decay": 0.01, "n_warmup_iters": 0, "ema_rate": 0.9, "grad_clip": 0.0,
+        "optimizer": "AdamW", "adam_beta2": 0.99, "weight_decay": 0.01, "n_warmup_iters": 0, "ema_rate": 0.9,
+        "grad_clip": 0.0,
         "total_batch_size": N_SAMPLES, "likelihood_rtol": 1e-3, "likelihood_atol": 1e-3, "sampling_rtol": 1e-3,
         "sampling_atol": 1e-3, **options,
     }  # fmt: skip
