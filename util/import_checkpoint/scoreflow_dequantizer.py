@@ -11,8 +11,8 @@ import torch
 
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, read_flax_checkpoint
-from util.flowpp_names import dequantizer_parameters
 from util.import_checkpoint.common import check_tensor, entry, one_source, own_storage, snapshot_state
+from util.import_checkpoint.flowpp_names import dequantizer_parameters
 from util.named_shapes import describe_difference, shapes
 
 # Of every published architecture; shapes do not tell it.
