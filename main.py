@@ -3,9 +3,9 @@
 import logging
 import sys
 
-from launch.agent import Agent
-from launch.beat import live_with_agent
-from launch.topology import find_topology, rank_place
+from launch.agents.agent import Agent
+from launch.agents.beat import live_with_agent
+from launch.places.topology import find_topology, rank_place
 from util.config import parse_config
 from util.errors import EXIT_USAGE, UsageError
 

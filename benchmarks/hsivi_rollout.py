@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from diffusion.discrete_schedule import choose_labels, make_schedule
-from diffusion.hsivi import Hierarchy, apply_layer, f_loss, make_hierarchy, mirror, phi_loss
+from diffusion.discrete.hsivi import Hierarchy, apply_layer, f_loss, make_hierarchy, mirror, phi_loss
+from diffusion.discrete.schedule import choose_labels, make_schedule
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.log_gamma import add_log_gamma
 from util.noise import Noise

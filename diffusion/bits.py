@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.likelihood import OdeLogLikelihood
-from diffusion.process import Process
+from diffusion.continuous.likelihood import OdeLogLikelihood
+from diffusion.continuous.process import Process
 
 
 @dataclass(frozen=True)

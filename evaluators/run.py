@@ -9,10 +9,10 @@ import torch
 
 from evaluators.evaluate import run_evaluations
 from evaluators.settings import settings_from
-from trainers.build import build_method
 from trainers.check import check_config
-from trainers.dequantizer import choose_dequantizer_snapshot
 from trainers.run import open_datasets
+from trainers.scoreflow.dequantizer import choose_dequantizer_snapshot
+from trainers.systems import build_method
 from util.config import Config
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError

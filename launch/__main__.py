@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from launch.requeue import DEFAULT_MAX_REQUEUES
+from launch.jobs.requeue import DEFAULT_MAX_REQUEUES
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     cut = words.index("--") if "--" in words else len(words)
     try:
         if words[:1] == ["doctor"] and not {"-h", "--help"} & set(words):
-            from launch.doctor import run_doctor
+            from launch.checks.doctor import run_doctor
 
             return run_doctor([word for word in words[1:] if word != "--"])
         options = _parser().parse_args(words[:cut])
@@ -43,14 +43,14 @@ def _execute(options: argparse.Namespace, arguments: list[str]) -> int:
     if arguments and command not in ("submit", "job"):
         raise UsageError(f"launch {command} takes no arguments of main.py")
     if command == "submit":
-        from launch.submit import SubmitOptions, read_slurm_options, submit
+        from launch.jobs.submit import SubmitOptions, read_slurm_options, submit
 
         values = {item.name: getattr(options, item.name) for item in dataclasses.fields(SubmitOptions)}
         job = submit(SubmitOptions(**{**values, "slurm": read_slurm_options(options.slurm)}), arguments)
         print(f"job {job.job_id}, output in {job.folder}")
     elif command == "status":
-        from launch.job_file import find_run, known_runs
-        from launch.status import run_states, table
+        from launch.jobs.job_file import find_run, known_runs
+        from launch.jobs.status import run_states, table
 
         states = run_states([find_run(name) for name in options.runs] if options.runs else known_runs())
         if options.json:
@@ -58,7 +58,7 @@ def _execute(options: argparse.Namespace, arguments: list[str]) -> int:
         else:
             print(table(states) if states else "no runs yet; `launch submit` and slurm/*.sbatch start them")
     elif command == "job":
-        from launch.requeue import job_started, job_stopped
+        from launch.jobs.requeue import job_started, job_stopped
         from util.config import parse_config
 
         config = parse_config(arguments)
@@ -67,8 +67,8 @@ def _execute(options: argparse.Namespace, arguments: list[str]) -> int:
         else:
             print(job_stopped(config), file=sys.stderr)
     else:
-        from launch.job_file import find_run
-        from launch.manage import cancel_run, requeue_run, show_log
+        from launch.jobs.job_file import find_run
+        from launch.jobs.manage import cancel_run, requeue_run, show_log
 
         workdir = find_run(options.run)
         if command == "logs":

@@ -12,12 +12,12 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from launch.beat import AGENT_VARIABLE, live_with_agent
-from launch.meeting import meet
-from launch.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
-from launch.reports import report_of, write_report
-from launch.restart import after_restart
-from launch.topology import RankPlace
+from launch.agents.beat import AGENT_VARIABLE, live_with_agent
+from launch.agents.meeting import meet
+from launch.agents.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
+from launch.agents.reports import report_of, write_report
+from launch.agents.restart import after_restart
+from launch.places.topology import RankPlace
 from util.config import Config
 from util.distributed import Distributed, join_group
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, UsageError

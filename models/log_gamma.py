@@ -14,7 +14,7 @@ def add_log_gamma(network: nn.Module, shape: tuple[int, ...]) -> nn.Parameter:
 
     Args:
         network: with submodules only; it does not look at the new parameter.
-        shape: as ``diffusion.hsivi.log_gamma_shape`` gives it.
+        shape: as ``diffusion.discrete.hsivi.log_gamma_shape`` gives it.
     """
     device = next(network.parameters()).device
     network.register_parameter(LOG_GAMMA, nn.Parameter(torch.zeros(shape, device=device)))

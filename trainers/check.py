@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from diffusion.ode import check_solver
-from trainers.build import SYSTEMS
+from trainers.systems import SYSTEMS
 from util.config import Config
 from util.errors import UsageError
 

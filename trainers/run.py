@@ -7,13 +7,13 @@ import socket
 import time
 from collections.abc import Generator
 
-from trainers.build import SYSTEMS, build_method
 from trainers.check import check_config, n_micro_batches
-from trainers.dequantizer import choose_score_snapshot
 from trainers.loop import Training, on_saved
 from trainers.method import StartsFromWeights
+from trainers.scoreflow.dequantizer import choose_score_snapshot
 from trainers.snapshot_interval import SnapshotInterval
 from trainers.state import TrainingState
+from trainers.systems import SYSTEMS, build_method
 from util.config import Config
 from util.data.dataset import Dataset, open_dataset, prepare_dataset
 from util.data.loader import MicroBatch, training_batches

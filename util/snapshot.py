@@ -150,7 +150,7 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     if missing:
         raise UsageError(
             f"{path}: not a Scorefleet snapshot (no '{missing[0]}'); published checkpoints are converted with "
-            "python -m util.import_checkpoint"
+            "python -m trainers.import_checkpoint"
         )
     return state
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.job_file import read_job_file
+from launch.jobs.job_file import read_job_file
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.slurm_runs import (
     STEPS,

@@ -2,13 +2,13 @@
 
 import torch
 
-from diffusion.cld import CriticallyDampedLangevin
-from diffusion.gaussian import GaussianData
-from diffusion.noise_schedule import LinearBeta
-from diffusion.process import Process
-from diffusion.sub_vp import SubVariancePreserving
-from diffusion.ve import VarianceExploding
-from diffusion.vp import VariancePreserving
+from diffusion.continuous.cld import CriticallyDampedLangevin
+from diffusion.continuous.gaussian import GaussianData
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.process import Process
+from diffusion.continuous.sub_vp import SubVariancePreserving
+from diffusion.continuous.ve import VarianceExploding
+from diffusion.continuous.vp import VariancePreserving
 
 PROCESSES: dict[str, Process] = {
     "CLD, constant beta": CriticallyDampedLangevin(LinearBeta(4.0, 0.0), 4.0, 0.04, 1e-9, "hsm"),

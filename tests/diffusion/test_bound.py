@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from diffusion.bound import FORMS, prior_cross_entropy, variational_bound
-from diffusion.gaussian import GaussianData
-from diffusion.importance import ClosedFormTimes
+from diffusion.continuous.bound import FORMS, prior_cross_entropy, variational_bound
+from diffusion.continuous.gaussian import GaussianData
+from diffusion.continuous.importance import ClosedFormTimes
 from tests.diffusion.settings import DATA, EVERY_PROCESS, WITHOUT_VELOCITY
 from util.noise import Noise
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from diffusion.ddim import ancestral, ddim
-from diffusion.ddpm import VARIANCES, noise_prediction_loss, noised, posterior_mean, reverse_variances
-from diffusion.discrete_bound import grey_level_log_probability, normal_divergence, variational_bound
-from diffusion.discrete_schedule import (
+from diffusion.discrete.bound import grey_level_log_probability, normal_divergence, variational_bound
+from diffusion.discrete.ddim import ancestral, ddim
+from diffusion.discrete.ddpm import VARIANCES, noise_prediction_loss, noised, posterior_mean, reverse_variances
+from diffusion.discrete.schedule import (
     LARGEST_COSINE_BETA,
     choose_labels,
     cosine_betas,

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from diffusion.continuous.likelihood import integrate_with_divergence
 from diffusion.importance_weighted import importance_weighted_terms
-from diffusion.level_dequantization import (
+from diffusion.log_snr.bound import diffusion_terms, prior_term, reconstruction_term
+from diffusion.log_snr.dequantization import (
     Dequantized,
     dequantize_uniformly,
     dequantize_variationally,
@@ -14,12 +16,10 @@ from diffusion.level_dequantization import (
     truncated_normal,
     truncation,
 )
-from diffusion.levels import level_log_probabilities
-from diffusion.likelihood import integrate_with_divergence
-from diffusion.log_snr import StraightPath, VariancePreservingPath, end_point
-from diffusion.log_snr_ode import decode, ode_drift, ode_likelihood_terms, ode_sample
-from diffusion.variational_bound import diffusion_terms, prior_term, reconstruction_term
-from diffusion.velocity import NoisePrediction, VelocityPrediction
+from diffusion.log_snr.levels import level_log_probabilities
+from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
+from diffusion.log_snr.schedule import StraightPath, VariancePreservingPath, end_point
+from diffusion.log_snr.velocity import NoisePrediction, VelocityPrediction
 from tests.diffusion.exact_velocities import SCALE, GaussianPixels, LevelPixels
 from util.noise import Noise
 

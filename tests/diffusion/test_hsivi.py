@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.discrete_schedule import choose_labels, make_schedule
-from diffusion.hsivi import (
+from diffusion.discrete.hsivi import (
     Hierarchy,
     apply_layer,
     f_loss,
@@ -18,6 +17,7 @@ from diffusion.hsivi import (
     sampling_layers,
     states_at,
 )
+from diffusion.discrete.schedule import choose_labels, make_schedule
 from tests.golden.hsivi_setup import StandIn
 from util.errors import UsageError
 from util.noise import Noise

@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from diffusion.importance import ClosedFormTimes, ImportanceTimes
-from diffusion.kernel import loss_multiplier, noise_multiplier
-from diffusion.losses import score_matching_loss, scoreflow_loss
+from diffusion.continuous.importance import ClosedFormTimes, ImportanceTimes
+from diffusion.continuous.kernel import loss_multiplier, noise_multiplier
+from diffusion.continuous.losses import score_matching_loss, scoreflow_loss
 from tests.diffusion.settings import DATA, EVERY_PROCESS, PROCESSES, WITHOUT_VELOCITY
 from util.errors import UsageError
 from util.noise import Noise

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.likelihood import OdeLogLikelihood, ode_log_likelihood
-from diffusion.process import split
-from diffusion.score import make_score
+from diffusion.continuous.likelihood import OdeLogLikelihood, ode_log_likelihood
+from diffusion.continuous.process import split
+from diffusion.continuous.score import make_score
 from tests.diffusion.settings import PROCESSES
 
 CLD = PROCESSES["CLD, constant beta"]

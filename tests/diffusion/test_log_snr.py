@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy.integrate import quad
 
-from diffusion.log_snr import (
+from diffusion.log_snr.schedule import (
     StraightPath,
     VariancePreservingPath,
     antithetic_times,

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from diffusion.gaussian import GaussianData
-from diffusion.kernel import noise_multiplier, perturb
-from diffusion.losses import WEIGHTINGS, score_matching_loss, training_times
-from diffusion.process import expand, initial_state, split
+from diffusion.continuous.gaussian import GaussianData
+from diffusion.continuous.kernel import noise_multiplier, perturb
+from diffusion.continuous.losses import WEIGHTINGS, score_matching_loss, training_times
+from diffusion.continuous.process import expand, initial_state, split
 from tests.diffusion.settings import DATA, PROCESSES
 from util.errors import UsageError
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from diffusion.cld import CriticallyDampedLangevin
-from diffusion.kernel import noise_multiplier, perturb
-from diffusion.noise_schedule import LinearBeta
-from diffusion.process import apply, initial_state, n_components, split, state_shape
-from diffusion.vp import VariancePreserving
+from diffusion.continuous.cld import CriticallyDampedLangevin
+from diffusion.continuous.kernel import noise_multiplier, perturb
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.process import apply, initial_state, n_components, split, state_shape
+from diffusion.continuous.vp import VariancePreserving
 from tests.diffusion.settings import EVERY_PROCESS, PROCESSES
 from util.errors import UsageError
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from diffusion.process import split
-from diffusion.samplers import euler_maruyama, probability_flow, sscs
-from diffusion.time_grid import STRIDINGS, reversed_time_grid
+from diffusion.continuous.process import split
+from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
+from diffusion.continuous.time_grid import STRIDINGS, reversed_time_grid
 from tests.diffusion.settings import DATA, PROCESSES
 from util.errors import UsageError
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffusion.kernel import noise_multiplier
-from diffusion.score import make_score
+from diffusion.continuous.kernel import noise_multiplier
+from diffusion.continuous.score import make_score
 from tests.diffusion.settings import PROCESSES
 
 CLD = PROCESSES["CLD, constant beta"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.gaussian import GaussianData
+from diffusion.continuous.gaussian import GaussianData
 from evaluators.evaluate import EvaluationSettings, run_evaluations
-from trainers.cld import ScoreMatching
+from trainers.cld.method import ScoreMatching
 from util.config import parse_config
 from util.distributed import Distributed
 from util.noise import Noise

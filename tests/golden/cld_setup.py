@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from diffusion.cld import CriticallyDampedLangevin
-from diffusion.noise_schedule import LinearBeta
-from diffusion.process import Process
-from diffusion.vp import VariancePreserving
+from diffusion.continuous.cld import CriticallyDampedLangevin
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.process import Process
+from diffusion.continuous.vp import VariancePreserving
 from tests.golden.vectors import exists, load
 
 Arrays = dict[str, np.ndarray]

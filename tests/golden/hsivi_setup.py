@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.hsivi import Hierarchy, make_hierarchy
+from diffusion.discrete.hsivi import Hierarchy, make_hierarchy
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from diffusion.log_snr import LogSnrSchedule, StraightPath, VariancePreservingPath
-from diffusion.velocity import NoisePrediction, Parameterisation, VelocityPrediction
+from diffusion.log_snr.schedule import LogSnrSchedule, StraightPath, VariancePreservingPath
+from diffusion.log_snr.velocity import NoisePrediction, Parameterisation, VelocityPrediction
 from tests.golden.vectors import load
 
 Arrays = dict[str, np.ndarray]

@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from diffusion.noise_schedule import LinearBeta
-from diffusion.process import Process, ScoreFunction, expand
-from diffusion.ve import VarianceExploding
-from diffusion.vp import VariancePreserving
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.process import Process, ScoreFunction, expand
+from diffusion.continuous.ve import VarianceExploding
+from diffusion.continuous.vp import VariancePreserving
 from models.residual_flow import FlowSettings, InvertibleFlow
 from tests.golden import vectors
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from diffusion.discrete import DiscreteProcess
-from diffusion.importance import ClosedFormTimes
-from diffusion.noise_schedule import LinearBeta
-from diffusion.process import expand
-from diffusion.sub_vp import SubVariancePreserving
-from diffusion.ve import VarianceExploding
-from diffusion.vp import VariancePreserving
+from diffusion.continuous.chain import DiscreteProcess
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.process import expand
+from diffusion.continuous.sub_vp import SubVariancePreserving
+from diffusion.continuous.ve import VarianceExploding
+from diffusion.continuous.vp import VariancePreserving
 from tests.golden.cld_setup import Arrays, Comparison
 
 PRECISIONS = {"f32": torch.float32, "f64": torch.float64}

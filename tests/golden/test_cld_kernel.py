@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.kernel import kernel_mean, loss_multiplier, noise_multiplier
-from diffusion.prior import prior_log_density
-from diffusion.process import diffusion, drift, driven, expand, split
-from diffusion.reverse import probability_flow_drift, reverse_diffusion, reverse_drift
+from diffusion.continuous.kernel import kernel_mean, loss_multiplier, noise_multiplier
+from diffusion.continuous.prior import prior_log_density
+from diffusion.continuous.process import diffusion, drift, driven, expand, split
+from diffusion.continuous.reverse import probability_flow_drift, reverse_diffusion, reverse_drift
 from tests.golden.cld_setup import Comparison, make_process
 from tests.golden.vectors import load
 

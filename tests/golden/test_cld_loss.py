@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from diffusion.kernel import kernel_mean, loss_multiplier, noise_multiplier, perturb
-from diffusion.losses import WEIGHTINGS, score_matching_loss, training_times
-from diffusion.process import initial_state, split
-from diffusion.score import make_score
+from diffusion.continuous.kernel import kernel_mean, loss_multiplier, noise_multiplier, perturb
+from diffusion.continuous.losses import WEIGHTINGS, score_matching_loss, training_times
+from diffusion.continuous.process import initial_state, split
+from diffusion.continuous.score import make_score
 from tests.golden.cld_setup import Comparison, PointwiseNetwork, make_process
 from tests.golden.vectors import load
 

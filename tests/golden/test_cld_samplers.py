@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.prior import prior_sample
-from diffusion.process import split
-from diffusion.reverse import reverse_diffusion
-from diffusion.samplers import Step, euler_maruyama, probability_flow, sscs
-from diffusion.score import make_score
+from diffusion.continuous.prior import prior_sample
+from diffusion.continuous.process import split
+from diffusion.continuous.reverse import reverse_diffusion
+from diffusion.continuous.samplers import Step, euler_maruyama, probability_flow, sscs
+from diffusion.continuous.score import make_score
 from tests.golden.cld_setup import Comparison, PointwiseNetwork, make_process, runs
 from tests.golden.vectors import load
 

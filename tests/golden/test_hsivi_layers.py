@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.hsivi import apply_layer, log_gamma_shape, sampling_layers
+from diffusion.discrete.hsivi import apply_layer, log_gamma_shape, sampling_layers
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
 from models.log_gamma import add_log_gamma

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.hsivi import f_loss, mirror, phi_loss, roll_out, states_at
+from diffusion.discrete.hsivi import f_loss, mirror, phi_loss, roll_out, states_at
 from tests.golden.hsivi_setup import StandIn, close, recorded_hierarchy
 from tests.golden.vectors import load
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.discrete_schedule import choose_labels, make_schedule
+from diffusion.discrete.schedule import choose_labels, make_schedule
 from tests.golden import vectors
 
 TOLERANCE = 2e-6

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-import trainers.hsivi
+import trainers.hsivi.method
 from tests.golden.hsivi_setup import StandIn, close
 from tests.golden.vectors import load
-from trainers.hsivi import HierarchicalMatching
+from trainers.hsivi.method import HierarchicalMatching
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -95,8 +95,8 @@ def test_iterations(name, monkeypatch):
     def make_network(_config: Config, _device: torch.device) -> nn.Module:
         return StandIn(ARRAYS[f"stand_in/{next(networks)}"])
 
-    monkeypatch.setattr(trainers.hsivi, "make_noise_network", make_network)
-    monkeypatch.setattr(trainers.hsivi, "Noise", RecordedNoise)
+    monkeypatch.setattr(trainers.hsivi.method, "make_noise_network", make_network)
+    monkeypatch.setattr(trainers.hsivi.method, "Noise", RecordedNoise)
     RecordedNoise.n_points = config.sampling.n_discrete_steps
     method = HierarchicalMatching(config, Distributed())
     np.testing.assert_array_equal(method.hierarchy.labels, run["timesteps"][: RecordedNoise.n_points])

@@ -10,7 +10,7 @@ import torch
 from models.vdm_unet import VDMUNet, VDMUNetSettings, fourier_features
 from tests.golden.idode_setup import assert_near, images
 from tests.golden.vectors import load
-from util.import_checkpoint.idode import from_flax, vdm_unet_shapes
+from trainers.idode.importer import from_flax, vdm_unet_shapes
 from util.named_shapes import shapes
 
 FILES = ["vdm_unet_att0", "vdm_unet_att1", "vdm_unet_att1_scaled"]

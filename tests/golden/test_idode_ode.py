@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
+from diffusion.continuous.process import expand
 from diffusion.importance_weighted import importance_weighted_terms
-from diffusion.level_dequantization import (
+from diffusion.log_snr.dequantization import (
     dequantize_uniformly,
     dequantize_variationally,
     dequantize_within_levels,
     truncation,
 )
-from diffusion.log_snr import log_alpha_slope
-from diffusion.log_snr_ode import decode, ode_drift, ode_likelihood_terms, ode_sample
-from diffusion.process import expand
+from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
+from diffusion.log_snr.schedule import log_alpha_slope
 from tests.golden.idode_setup import (
     DTYPES,
     TOLERANCE,

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from diffusion.log_snr import (
+from diffusion.log_snr.bound import loss_weight
+from diffusion.log_snr.schedule import (
     antithetic_times,
     importance_gammas,
     importance_normaliser,
     log_alpha_slope,
     uniform_gammas,
 )
-from diffusion.variational_bound import loss_weight
 from tests.golden.idode_setup import DTYPES, TOLERANCE, assert_near, groups, make_schedule, parameterisation
 from tests.golden.vectors import load
 

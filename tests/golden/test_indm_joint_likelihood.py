@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.latent_loss import (
+from diffusion.continuous.latent_loss import (
     end_log_density,
     implicit_bound_terms,
     perturb_latents,
     reconstruction_residual,
     weighted_times,
 )
-from diffusion.likelihood import ode_log_likelihood
+from diffusion.continuous.likelihood import ode_log_likelihood
 from models.residual_flow import draw_flow_noise
 from tests.golden.indm_setup import (
     FLOAT64,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from diffusion.importance import ClosedFormTimes
-from diffusion.latent_loss import signal_and_noise_scales, weighted_times
-from diffusion.prior import prior_log_density
-from diffusion.soft_truncation import soft_truncated_time
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.latent_loss import signal_and_noise_scales, weighted_times
+from diffusion.continuous.prior import prior_log_density
+from diffusion.continuous.soft_truncation import soft_truncated_time
 from tests.golden.indm_setup import FLOAT64, close, load, make_process
 
 SMALLEST = 1e-5

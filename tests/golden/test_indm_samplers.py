@@ -5,16 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from diffusion.latent_sampling import (
+from diffusion.continuous.latent_sampling import (
     denoised_predictor_corrector,
     denoising_step,
     end_step,
     reverse_step,
 )
-from diffusion.predictor_corrector import langevin, predictor_corrector, reverse_diffusion
-from diffusion.prior import prior_sample
-from diffusion.process import expand
-from diffusion.samplers import probability_flow
+from diffusion.continuous.predictor_corrector import langevin, predictor_corrector, reverse_diffusion
+from diffusion.continuous.prior import prior_sample
+from diffusion.continuous.process import expand
+from diffusion.continuous.samplers import probability_flow
 from models.residual_flow import InverseSettings
 from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, tiny_flow, toy_score
 

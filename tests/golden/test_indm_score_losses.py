@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.latent_loss import (
+from diffusion.continuous.latent_loss import (
     latent_score_loss,
     perturb_latents,
     reconstruction_residual,
     signal_and_noise_scales,
     weighted_times,
 )
-from diffusion.soft_truncation import soft_truncated_time
+from diffusion.continuous.soft_truncation import soft_truncated_time
 from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, toy_score
 
 T_MIN = 1e-5

@@ -18,7 +18,7 @@ from tests.golden.indm_setup import (
     tiny_flow,
     toy_score,
 )
-from trainers.joint_step import Draws, JointObjective, JointStep
+from trainers.indm.joint_step import Draws, JointObjective, JointStep
 from trainers.update import Updater
 from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage

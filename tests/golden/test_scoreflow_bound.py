@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.bound import (
+from diffusion.continuous.bound import (
     denoising_norms,
     drift_divergence,
     prior_cross_entropy,
@@ -12,8 +12,8 @@ from diffusion.bound import (
     small_time_offset,
     variational_bound,
 )
-from diffusion.importance import ClosedFormTimes
-from diffusion.losses import training_times
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.losses import training_times
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
     channels_first,

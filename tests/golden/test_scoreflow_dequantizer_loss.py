@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.bound import denoising_norms, drift_divergence
-from diffusion.dequantization import dequantization_bound
-from diffusion.importance import ClosedFormTimes
-from diffusion.losses import training_times
+from diffusion.continuous.bound import denoising_norms, drift_divergence
+from diffusion.continuous.dequantization import dequantization_bound
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.losses import training_times
 from models.flowpp.bijections import per_sample, sigmoid
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,

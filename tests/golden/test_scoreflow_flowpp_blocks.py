@@ -20,7 +20,7 @@ from tests.golden.flowpp_setup import (
     plain_layer,
     under,
 )
-from util.import_checkpoint.flowpp_names import dequantizer_parameters
+from trainers.scoreflow.flowpp_names import dequantizer_parameters
 
 
 @pytest.fixture(scope="module")

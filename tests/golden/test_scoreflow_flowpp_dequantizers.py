@@ -11,7 +11,7 @@ from models.flowpp import logistic_mixture
 from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
 from tests.golden import vectors
 from tests.golden.flowpp_setup import DTYPES, LARGEST_LOG_ODDS, TOLERANCE, assert_near, channels_last, image, under
-from util.import_checkpoint.flowpp_names import dequantizer_parameters
+from trainers.scoreflow.flowpp_names import dequantizer_parameters
 
 FULL_SIZE = {
     "cifar10": DequantizerSettings((3, 32, 32)),

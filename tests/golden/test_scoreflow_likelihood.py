@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.likelihood import ode_log_likelihood
-from diffusion.reverse import probability_flow_drift
+from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.continuous.reverse import probability_flow_drift
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
     TOLERANCES,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from diffusion.importance import ClosedFormTimes
-from diffusion.kernel import perturb
-from diffusion.losses import scoreflow_loss, training_times
-from diffusion.process import expand
-from diffusion.score import make_labelled_score, time_label
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.kernel import perturb
+from diffusion.continuous.losses import scoreflow_loss, training_times
+from diffusion.continuous.process import expand
+from diffusion.continuous.score import make_labelled_score, time_label
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
     PRECISIONS,

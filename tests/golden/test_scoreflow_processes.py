@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from diffusion.bits import gaussian_entropy
-from diffusion.importance import ClosedFormTimes
-from diffusion.kernel import kernel_mean
-from diffusion.predictor_corrector import reverse_diffusion
-from diffusion.prior import prior_log_density
-from diffusion.process import drift, expand
-from diffusion.reverse import probability_flow_drift, reverse_drift
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.kernel import kernel_mean
+from diffusion.continuous.predictor_corrector import reverse_diffusion
+from diffusion.continuous.prior import prior_log_density
+from diffusion.continuous.process import drift, expand
+from diffusion.continuous.reverse import probability_flow_drift, reverse_drift
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
     TOLERANCES,

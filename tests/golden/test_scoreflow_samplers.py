@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.discrete import grid_index
-from diffusion.predictor_corrector import CORRECTORS, PREDICTORS, denoise, predictor_corrector
-from diffusion.prior import prior_sample
-from diffusion.process import expand
-from diffusion.samplers import probability_flow
+from diffusion.continuous.chain import grid_index
+from diffusion.continuous.predictor_corrector import CORRECTORS, PREDICTORS, denoise, predictor_corrector
+from diffusion.continuous.prior import prior_sample
+from diffusion.continuous.process import expand
+from diffusion.continuous.samplers import probability_flow
 from tests.golden.scoreflow_setup import LOOSE_TOLERANCES, TOLERANCES, comparison, make_process, toy_score
 from tests.golden.vectors import load
 

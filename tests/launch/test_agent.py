@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.restart import after_restart
+from launch.agents.restart import after_restart
 from tests.system.command import ranks_of, snapshot, start, wait_until
 from util.config import Config
 from util.run_file import read_run_file

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from launch.addresses import LOOPBACK, interface_of, listen, reachable_address
-from launch.coordinator import Coordinator
-from launch.group import Limits
-from launch.messages import MAXIMUM_LINE, Connection, ConnectionLost, Message
+from launch.agents.addresses import LOOPBACK, interface_of, listen, reachable_address
+from launch.agents.coordinator import Coordinator
+from launch.agents.group import Limits
+from launch.agents.messages import MAXIMUM_LINE, Connection, ConnectionLost, Message
 
 
 def until(connection: Connection, kind: str, seconds: float = 5.0) -> Message:

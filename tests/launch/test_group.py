@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from launch.fingerprint import code_versions, difference, fingerprint
-from launch.group import Group, Limits, Refused, ended_message
-from launch.reports import FailureReport
+from launch.agents.fingerprint import code_versions, difference, fingerprint
+from launch.agents.group import Group, Limits, Refused, ended_message
+from launch.agents.reports import FailureReport
 from util.config import Config
 
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from launch.meeting import meet
-from launch.topology import RankPlace
+from launch.agents.meeting import meet
+from launch.places.topology import RankPlace
 from util.errors import RunFailed
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.job_file import HOME_VARIABLE, JobFile, find_run, known_runs, read_job_file, write_job_file
-from launch.requeue import arguments_of_restart, decide, progress_mark
-from launch.slurm import minutes_of
-from launch.status import run_states, table
+from launch.jobs.job_file import HOME_VARIABLE, JobFile, find_run, known_runs, read_job_file, write_job_file
+from launch.jobs.requeue import arguments_of_restart, decide, progress_mark
+from launch.jobs.slurm import minutes_of
+from launch.jobs.status import run_states, table
 from util.config import Config, parse_config
 from util.errors import UsageError
 from util.run_file import update_run_file

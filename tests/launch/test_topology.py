@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm_environment import expand_nodes, expand_tasks, slurm_place
-from launch.topology import Topology, find_topology, rank_place
+from launch.places.slurm import expand_nodes, expand_tasks, slurm_place
+from launch.places.topology import Topology, find_topology, rank_place
 from util.errors import UsageError
 from util.options import LaunchOptions
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evaluators.run import evaluate
-from launch.topology import RankPlace, find_topology
+from launch.places.topology import RankPlace, find_topology
 from launch.worker import choose_device
 from tests.system.command import arguments
 from trainers.run import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.system.command import ROOT
-from trainers.ddpm import NoisePrediction
+from trainers.ddpm.method import NoisePrediction
 from util.config import parse_config
 from util.distributed import Distributed
 from util.snapshot import write_snapshot

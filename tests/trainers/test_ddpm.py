@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainers.check import check_config
-from trainers.ddpm import NoisePrediction, label_scale
+from trainers.ddpm.method import NoisePrediction, label_scale
 from util.config import parse_config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch

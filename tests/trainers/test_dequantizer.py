@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.dequantizer import (
+from trainers.run import open_datasets
+from trainers.scoreflow.dequantizer import (
     DequantizerTraining,
     build_scoreflow,
     choose_dequantizer_snapshot,
     choose_score_snapshot,
 )
-from trainers.run import open_datasets
-from trainers.scoreflow import ScoreFlow
+from trainers.scoreflow.method import ScoreFlow
 from util.config import Config, parse_config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed

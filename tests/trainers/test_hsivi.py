@@ -12,8 +12,8 @@ import torch
 
 from models.log_gamma import LOG_GAMMA
 from tests.util.hsivi_checkpoint import published
-from trainers.ddpm import NoisePrediction
-from trainers.hsivi import HierarchicalMatching, check_hsivi, make_hierarchy_of
+from trainers.ddpm.method import NoisePrediction
+from trainers.hsivi.method import HierarchicalMatching, check_hsivi, make_hierarchy_of
 from util.config import Config, parse_config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch, training_batches

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from diffusion.level_dequantization import UNIFORM_START_GAMMA
-from trainers.augmentation import flip_and_rotate
-from trainers.idode import DiffusionOde, check_idode
+from diffusion.log_snr.dequantization import UNIFORM_START_GAMMA
+from trainers.idode.augmentation import flip_and_rotate
+from trainers.idode.method import DiffusionOde, check_idode
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -59,7 +59,7 @@ def times_of_step(monkeypatch, n_pieces: int) -> torch.Tensor:
         seen.append(t)
         return {"diffusion": predict(x.float(), t).flatten(1).square().sum(1)}
 
-    monkeypatch.setattr("trainers.idode.diffusion_terms", record)
+    monkeypatch.setattr("trainers.idode.method.diffusion_terms", record)
     method = make_method()
     method.state.step = 3
     method.train_step(micro_batches(n_pieces, step=3))

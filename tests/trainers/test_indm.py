@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.gaussian import GaussianData
+from diffusion.continuous.gaussian import GaussianData
 from models.ncsnpp import NCSNpp
 from models.residual_flow import FlowOutput, InvertibleFlow
 from tests.evaluators.ranks import run_ranks
-from trainers.indm import JointDiffusion, check_indm, flow_settings
+from trainers.indm.method import JointDiffusion, check_indm, flow_settings
 from trainers.networks import ncsnpp_settings
 from util.config import Config, parse_config
 from util.data.dataset import open_dataset

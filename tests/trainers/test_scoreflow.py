@@ -7,7 +7,7 @@ import torch
 
 from models.ncsnpp import NCSNpp
 from trainers.networks import ncsnpp_settings
-from trainers.scoreflow import ScoreFlow, check_scoreflow
+from trainers.scoreflow.method import ScoreFlow, check_scoreflow
 from util.config import Config, parse_config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed

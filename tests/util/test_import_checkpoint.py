@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainers.import_checkpoint import main
 
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from util.ema import ExponentialMovingAverage
-from util.import_checkpoint.__main__ import main
 from util.snapshot import inspect_snapshot, read_snapshot
 
 FOURIER = NCSNppSettings(
@@ -238,7 +238,7 @@ def test_paths(tmp_path, capsys):
 
 
 def test_command_line():
-    command = [sys.executable, "-m", "util.import_checkpoint"]
+    command = [sys.executable, "-m", "trainers.import_checkpoint"]
     finished = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "IN [IN ...] OUT" in " ".join(finished.stdout.split())
     finished = subprocess.run([*command, "cld", "absent.pth", "out.pth"], capture_output=True, text=True)

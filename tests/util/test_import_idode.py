@@ -4,10 +4,10 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from trainers.import_checkpoint import main
 
 from models.vdm_unet import VDMUNet, VDMUNetSettings
 from tests.trainers.test_idode import make_method, micro_batches
-from util.import_checkpoint.__main__ import main
 from util.snapshot import read_snapshot
 
 SETTINGS = VDMUNetSettings(n_image_channels=1, gamma_min=-13.3, gamma_max=5.0, n_channels=32, n_resblocks=1)

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from trainers.import_checkpoint import main
 
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from models.residual_flow import FlowSettings, InvertibleFlow
 from util.ema import ExponentialMovingAverage
-from util.import_checkpoint.__main__ import main
 from util.snapshot import read_snapshot
 
 

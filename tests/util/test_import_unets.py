@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainers.import_checkpoint import main
 
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
+from trainers.ddpm.importer import ddpm_unet_shapes, improved_unet_shapes
 from util.ema import ExponentialMovingAverage
-from util.import_checkpoint.__main__ import main
-from util.import_checkpoint.unets import ddpm_unet_shapes, improved_unet_shapes
 from util.named_shapes import shapes
 from util.snapshot import read_snapshot
 

@@ -1,0 +1,162 @@
+"""Reverse steps from one time to another, and a sampler of such steps that ends with a denoising step of its own.
+
+INDM (Kim et al., arXiv 2205.13699) denoises in this way beside plain predictor-corrector sampling
+(diffusion.continuous.predictor_corrector). States x are (B, C, ...), times float64 (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+
+from diffusion.continuous.predictor_corrector import States, langevin
+from diffusion.continuous.process import Process, ScoreFunction, expand
+from diffusion.continuous.reverse import probability_flow_drift
+from diffusion.continuous.ve import VarianceExploding
+from diffusion.continuous.vp import VariancePreserving
+from diffusion.ode import solve
+
+LatentProcess = VarianceExploding | VariancePreserving
+OnStep = Callable[[float, torch.Tensor], None]
+"""on_step(t, x): told each time and the state after the steps from it, without the predictor's noise."""
+
+
+def _interval(process: LatentProcess, t: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Relative change of the mean and added variance of the forward process from ``end`` to t, float64 (B,).
+
+    From times that are not positive the process is extended as though its noise grew at the rate that it has at t.
+    """
+    at_the_start = process.diffusion_coefficient(t) ** 2 * (t - end)
+    if isinstance(process, VarianceExploding):
+        variance = process.sigma(t) ** 2 - process.sigma(end) ** 2
+        growth = torch.zeros_like(t)
+    else:
+        variance = process.schedule.beta(t) * (t - end)
+        growth = -variance / (1 + (1 - variance).sqrt())
+    before = end <= 0
+    return torch.where(before, 0.0, growth), torch.where(before, at_the_start, variance)
+
+
+def reverse_step(
+    process: LatentProcess,
+    score: ScoreFunction,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    end: torch.Tensor,
+    noise: torch.Tensor,
+) -> States:
+    """A step of the reverse-time equation from t to ``end``, which may be 0 or less.
+
+    Returns:
+        The state after the step and the same without the step's noise.
+    """
+    growth, variance = _interval(process, t, end)
+    mean = x - expand(growth, x) * x + expand(variance, x) * score(x, t)
+    return mean + expand(variance.sqrt(), x) * noise, mean
+
+
+def denoising_step(
+    process: LatentProcess, score: ScoreFunction, x: torch.Tensor, t: torch.Tensor, end: torch.Tensor
+) -> torch.Tensor:
+    """A step of the probability flow from t to ``end``, which may be 0 or less.
+
+    With ``end`` = -1 and t near 0 the step for a variance-exploding process is log(sigma_max / sigma_min) times as long
+    as one to the conditional mean (Tweedie's formula).
+    """
+    growth, variance = _interval(process, t, end)
+    return x - expand(growth, x) * x + expand(variance / 2, x) * score(x, t)
+
+
+def end_step(process: LatentProcess, score: ScoreFunction, x: torch.Tensor, time: float) -> torch.Tensor:
+    """What ends probability-flow sampling at a small ``time``: its noise taken off, without new noise.
+
+    For the variance-exploding process, whose kernel begins with noise of sigma_min, that is the conditional mean; for
+    the variance-preserving one, as published, a step of the reverse-time equation to 0, the same in first order.
+    """
+    t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
+    if isinstance(process, VarianceExploding):
+        return x + expand(process.sigma(t) ** 2, x) * score(x, t)
+    return reverse_step(process, score, x, t, torch.zeros_like(t), torch.zeros_like(x))[1]
+
+
+@torch.no_grad()
+def denoised_predictor_corrector(
+    process: LatentProcess,
+    score: ScoreFunction,
+    state: torch.Tensor,
+    *,
+    n_steps: int,
+    snrs: Sequence[float],
+    sampling_eps: float,
+    denoise_time: float,
+    normal: Callable[[], torch.Tensor],
+    published_behaviour: bool = False,
+    on_step: OnStep | None = None,
+) -> tuple[torch.Tensor, int]:
+    """A Langevin step at each of ``n_steps`` equidistant times from 1 to sampling_eps but the last, each followed by a
+    reverse step to the next time; then a denoising step from the last.
+
+    Args:
+        state: (B, C, ...), a draw of the prior.
+        n_steps: times, at least 2.
+        snrs: signal-to-noise ratio of the Langevin step at each time.
+        sampling_eps: last time.
+        denoise_time: time that the denoising step goes to.
+        normal: gives the next standard normals of the shape of the state, two at each time but the last.
+        published_behaviour: Langevin step sizes from the norms of the batch.
+        on_step: called after each predictor step and after the denoising step.
+
+    Returns:
+        float64 state (B, C, ...) and the number of network evaluations.
+    """
+    x = mean = state.double()
+    times = torch.linspace(1, sampling_eps, n_steps, dtype=torch.float64, device=x.device)
+    for (time, next_time), snr in zip(pairwise(times), snrs, strict=False):
+        t, end = time.expand(len(x)), next_time.expand(len(x))
+        x, _ = langevin(process, score, x, t, [normal()], n_steps, snr, published_behaviour=published_behaviour)
+        x, mean = reverse_step(process, score, x, t, end, normal())
+        if on_step is not None:
+            on_step(time.item(), mean)
+    t = times[-1].expand(len(x))
+    x = denoising_step(process, score, mean, t, torch.full_like(t, denoise_time))
+    if on_step is not None:
+        on_step(sampling_eps, x)
+    return x, 2 * (n_steps - 1) + 1
+
+
+def probability_flow_path(
+    process: Process,
+    score: ScoreFunction,
+    state: torch.Tensor,
+    n_states: int,
+    sampling_eps: float,
+    *,
+    solver: str,
+    rtol: float,
+    atol: float,
+    n_steps: int | None = None,
+) -> list[torch.Tensor]:
+    """States of the probability flow at ``n_states`` equidistant times from 1 to sampling_eps, both included.
+
+    Args:
+        state: (B, C, ...), a draw of the prior; the first of the result.
+        solver, rtol, atol, n_steps: as in diffusion.ode.solve, for each piece.
+
+    Returns:
+        float64 states.
+    """
+
+    def right_hand_side(tau: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        times = tau.expand(len(state))
+        return (probability_flow_drift(process, score(parts[0], 1 - times), parts[0], times),)
+
+    times = torch.linspace(0, 1 - sampling_eps, n_states, dtype=torch.float64).tolist()
+    states = [state.double()]
+    for start, end in pairwise(times):
+        (after,), _ = solve(
+            right_hand_side, (states[-1],), start, end, solver=solver, rtol=rtol, atol=atol, n_steps=n_steps
+        )
+        states.append(after)
+    return states

@@ -1,0 +1,210 @@
+"""One agent on each node (or for each rank) starts ranks, watches them, and ends all of them when one goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from launch.agents.apart import run_apart
+from launch.agents.coordinator import PAUSE_SECONDS
+from launch.agents.fingerprint import fingerprint
+from launch.agents.group import FAILURE_GRACE_SECONDS, ended_message
+from launch.agents.membership import Membership
+from launch.agents.messages import ConnectionLost, Message
+from launch.agents.ranks import Ranks, Start
+from launch.agents.reports import FailureReport
+from launch.places.topology import Topology
+from util.config import Config
+from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
+from util.run_file import read_run_file, update_run_file
+from util.stop import STOP_SIGNALS
+
+POLL_SECONDS = 0.05
+
+
+class Agent:
+    """Runs one command as the ranks of this agent, together with the agents on the other nodes.
+
+    Args:
+        command: the program and its arguments, the same for every rank.
+        topology: of the run.
+        config: names the run's folder (log files go to ``logs`` in it, ``run.json`` gets the reason of a failure) and
+            all bounds on waiting.
+
+    Raises:
+        UsageError: there is no folder for the run.
+    """
+
+    def __init__(self, command: Sequence[str], topology: Topology, config: Config) -> None:
+        self.command = list(command)
+        self.topology = topology
+        self.config = config
+        self.workdir = config.workdir
+        if not config.run.workdir:
+            raise UsageError("--workdir is missing: give the folder for (or of) the run")
+        needed = config.model_folder
+        if config.run.mode != "train" and not config.dequantizer.score_checkpoint and not needed.is_dir():
+            raise UsageError(f"--mode {config.run.mode}: {needed} is no folder; --workdir names an earlier run")
+        self.ranks: Ranks | None = None
+        self._stop_signal = 0
+        self._stop_time: float | None = None
+        self._ending_time: float | None = None
+        """When the ranks that still run are to be killed, because one of them, on some node, went away."""
+
+    def run(self) -> int:
+        """Start the ranks and return the exit code of the run, the same on every node: 0, 1, 2 or 75."""
+        earlier = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+        try:
+            return run_apart(self._run) if self.topology.source == "Open MPI" else self._run()
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _run(self) -> int:
+        self._scratch = Path(tempfile.mkdtemp(prefix="scorefleet-"))
+        self._membership: Membership | None = None
+        try:
+            self._membership = Membership(
+                self.topology, self.config, fingerprint(self.config), lambda: self._stop_time is not None
+            )
+            return self._take_part(self._membership)
+        except Preempted:
+            return EXIT_PREEMPTED
+        except RunFailed as error:
+            self._show(f"{error}\n")
+            self._note("failed", str(error))
+            return EXIT_FAILED
+        except UsageError as error:
+            self._show(f"error: {error}\n")
+            return EXIT_USAGE
+        finally:
+            if self.ranks is not None:
+                self.ranks.kill()
+            if self._membership is not None:
+                self._membership.close()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _take_part(self, membership: Membership) -> int:
+        """Do what agent 0 says until it gives a verdict; the exit code.
+
+        Raises:
+            RunFailed: agent 0 has gone away.
+        """
+        last = time.monotonic()
+        if self._stop_time is not None:
+            self._say_stopped(membership)
+        while True:
+            try:
+                messages = membership.poll()
+            except ConnectionLost as lost:
+                where = self.topology.master_address
+                raise RunFailed(f"node 0 ({where}) {_sentence(lost)}; the run ends on {self.topology.place}") from None
+            for message in messages:
+                if message["kind"] == "verdict":
+                    return self._obey(message)
+                if message["kind"] == "start":
+                    self._start(membership, message)
+                elif message["kind"] == "ending":
+                    self._set_ending()
+            now = time.monotonic()
+            if self.ranks is not None:
+                if now - last > PAUSE_SECONDS:
+                    self.ranks.forgive()
+                self._watch(membership, self.ranks, now)
+            last = now
+            time.sleep(POLL_SECONDS)
+
+    def _start(self, membership: Membership, message: Message) -> None:
+        if message["cause"]:
+            self._show(f"{message['cause']}\nrestart {message['n_restarts']} of {self.config.launch.max_restarts}\n")
+        listener = membership.coordinator.take_rendezvous_socket() if membership.coordinator is not None else None
+        if self._stop_time is not None:
+            if listener is not None:
+                listener.close()
+            self._say_stopped(membership)
+            return
+        self._ending_time = None
+        start = Start(
+            first_rank=message["first_rank"],
+            world_size=message["world_size"],
+            address=self.topology.master_address,
+            port=message["port"],
+            interface=membership.network_interface(message["one_host"]),
+            n_restarts=message["n_restarts"],
+        )
+        try:
+            self.ranks = Ranks(
+                self.command, self.topology, start, self.workdir / "logs", self._scratch / "reports", listener
+            )
+        except OSError as error:
+            reason = f"cannot start its ranks: {error.strerror or error} ({error.filename or self.command[0]})"
+            failure = FailureReport(-1, self.topology.place, time.time(), "node", reason)
+            membership.say("ended", **ended_message(EXIT_FAILED, failure))
+
+    def _watch(self, membership: Membership, ranks: Ranks, now: float) -> None:
+        launch = self.config.launch
+        ranks.listen(launch.rank_timeout)
+        if self._stop_time is not None and now > self._stop_time + launch.grace_seconds:
+            ranks.end_as_hung(f"did not stop within {launch.grace_seconds:g} s (--grace_seconds)")
+        if ranks.leaving() and self._ending_time is None:
+            self._set_ending()
+            membership.say("ending")
+        if ranks.running() and (self._ending_time is None or now < self._ending_time):
+            return
+        code, failure = ranks.outcome(ranks.kill())
+        self.ranks = None
+        membership.say("ended", **ended_message(code, failure))
+
+    def _set_ending(self) -> None:
+        self._ending_time = self._ending_time or time.monotonic() + FAILURE_GRACE_SECONDS
+
+    def _say_stopped(self, membership: Membership) -> None:
+        membership.say("ended", **ended_message(EXIT_PREEMPTED, None))
+
+    def _obey(self, verdict: Message) -> int:
+        """End the run as agent 0 says."""
+        if self.ranks is not None:
+            self.ranks.kill()
+        main = self.topology.agent_rank == 0
+        if verdict["line"]:
+            self._show((verdict["traceback"] if main else "") + verdict["line"] + "\n")
+        if main and verdict["code"] == EXIT_FAILED:
+            self._note("failed", verdict["line"])
+        elif main and verdict["code"] == EXIT_PREEMPTED and read_run_file(self.workdir).get("state") != "preempted":
+            self._note(
+                "preempted",
+                f"{signal.Signals(self._stop_signal).name if self._stop_signal else 'stopped'} at the start",
+            )
+        return int(verdict["code"])
+
+    def _show(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the console may be gone
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def _note(self, state: str, reason: str) -> None:
+        """Put the end of a training run into run.json."""
+        if self.config.run.trains:
+            with contextlib.suppress(OSError):  # a full disk must not hide the message
+                update_run_file(self.workdir, state=state, exit_reason=reason)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Hand a stop signal on to every rank; a second Ctrl-C kills."""
+        if number == signal.SIGINT and self._stop_time is not None and self.ranks is not None:
+            self.ranks.end_as_hung("did not wait for a second Ctrl-C")
+            return
+        if self._stop_time is None:
+            self._stop_time, self._stop_signal = time.monotonic(), number
+        if self.ranks is not None:
+            self.ranks.signal(number)
+
+
+def _sentence(lost: ConnectionLost) -> str:
+    text = str(lost)
+    return text if text.startswith("was ") else f"went away: {text}"

@@ -1,0 +1,93 @@
+"""Checkpoints of the published HSIVI program (arXiv 2310.17153)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from util.errors import UsageError
+from util.foreign_checkpoint import (
+    check_tensor,
+    entry,
+    one_source,
+    own_storage,
+    read_foreign,
+    snapshot_state,
+    without_prefix,
+)
+from util.named_shapes import describe_difference, shapes
+
+NETWORKS = {"teacher": "target_model", "phi": "phinet", "f": "fnet"}
+"""Our names of the three networks, and theirs."""
+
+LOG_GAMMA = "log_scaled_gamma"
+
+
+def import_hsivi(sources: Sequence[Path]) -> dict[str, Any]:
+    """A snapshot of a published checkpoint.
+
+    Its entries: ``whole_model``, the three networks behind data-parallel training (``module.target_model.``,
+    ``module.phinet.`` and ``module.fnet.``); ``ema_phinet`` and ``ema_fnet`` with ``decay``, ``num_updates`` and
+    ``shadow_params``, a list without names of the averages of all parameters in their order; ``step``, the next
+    iteration; two optimisers, which are left behind.
+
+    Args:
+        sources: the one file.
+
+    Raises:
+        UsageError: for anything missing, left over, of another shape, or not finite.
+    """
+    path = one_source(sources)
+    return convert_hsivi(read_foreign(path), path)
+
+
+def convert_hsivi(checkpoint: Any, path: Path) -> dict[str, Any]:
+    """As ``import_hsivi``, of a checkpoint that is loaded already."""
+    source = str(path)
+    whole_model = without_prefix(entry(checkpoint, "whole_model", Mapping, source), f"{source}: whole_model")
+    networks: dict[str, dict[str, torch.Tensor]] = {name: {} for name in NETWORKS}
+    for full_name, tensor in whole_model.items():
+        check_tensor(tensor, f"{source}: whole_model {full_name}")
+        prefix, _, name = full_name.partition(".")
+        ours = next((ours for ours, theirs in NETWORKS.items() if theirs == prefix), None)
+        if ours is None:
+            raise UsageError(
+                f"{source}: unexpected whole_model entry '{full_name}'; there are {', '.join(NETWORKS.values())} only"
+            )
+        networks[ours][name] = tensor
+    if LOG_GAMMA not in networks["phi"]:
+        raise UsageError(f"{source}: whole_model has no phinet.{LOG_GAMMA}; the file is incomplete")
+    expected = shapes(networks["teacher"])
+    for ours, theirs in (("phi", "phinet"), ("f", "fnet")):
+        found = {name: shape for name, shape in shapes(networks[ours]).items() if name != LOG_GAMMA}
+        difference = describe_difference(expected, found)
+        if difference:
+            raise UsageError(f"{source}: whole_model {theirs} is not a network like target_model: {difference}")
+    emas = {name: _average(checkpoint, f"ema_{NETWORKS[name]}", networks[name], source) for name in ("phi", "f")}
+    next_step = entry(checkpoint, "step", int, source)
+    return snapshot_state(
+        "hsivi", path, max(next_step - 1, 0), {name: own_storage(tensors) for name, tensors in networks.items()}, emas
+    )
+
+
+def _average(checkpoint: Any, key: str, network: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
+    """The averages of a network, with the names of its parameters, which are in the order of its state_dict."""
+    ema = entry(checkpoint, key, Mapping, source)
+    where = f"{source}: {key}"
+    decay, n_updates = entry(ema, "decay", float, where), entry(ema, "num_updates", int, where)
+    averages = entry(ema, "shadow_params", list, where)
+    if len(averages) != len(network):
+        raise UsageError(
+            f"{where} shadow_params has {len(averages)} tensors for {len(network)} parameters; the file is incomplete "
+            "or of another network"
+        )
+    shadow = dict(zip(network, averages, strict=True))
+    for name, tensor in shadow.items():
+        check_tensor(tensor, f"{where} shadow_params {name}")
+    difference = describe_difference(shapes(network), shapes(shadow))
+    if difference:
+        raise UsageError(f"{where} shadow_params is not in the order of whole_model: {difference}")
+    return {"decay": decay, "n_updates": n_updates, "shadow": own_storage(shadow)}

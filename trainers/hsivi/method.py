@@ -1,0 +1,376 @@
+"""Hierarchical semi-implicit variational inference (HSIVI-SM, arXiv 2310.17153): few-step samplers of noise models.
+
+A step of training draws its own chains from noise, so it needs no data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from diffusion.bits import PixelScale
+from diffusion.discrete.ddim import ancestral, ddim
+from diffusion.discrete.hsivi import (
+    Hierarchy,
+    Network,
+    Transition,
+    f_loss,
+    log_gamma_shape,
+    make_hierarchy,
+    mirror,
+    phi_loss,
+    sampling_layers,
+)
+from diffusion.discrete.schedule import choose_labels, make_schedule, teacher_labels
+from models.log_gamma import LOG_GAMMA, add_log_gamma
+from trainers.gradients import GradientReducer
+from trainers.hsivi.pretrained import Pretrained, read_pretrained
+from trainers.method import LogLikelihood, Samples
+from trainers.networks import make_noise_network, noise_network_settings
+from trainers.state import TrainingState
+from trainers.update import ADAM_BETA1, Updater, make_scaler, update, with_autocast
+from util.config import Config
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.ema import ExponentialMovingAverage
+from util.errors import UsageError
+from util.named_shapes import describe_difference, shapes
+from util.noise import Noise
+from util.optimization import decaying_learning_rate, make_optimizer
+
+LARGEST_LABEL = 1000
+
+
+def check_hsivi(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    data, discrete, options = config.data, config.discrete, config.hsivi
+    n_points = config.sampling.n_discrete_steps
+    if not data.is_image:
+        raise UsageError("--system hsivi needs images; use --system cld for points")
+    if not data.center_image:
+        raise UsageError("--system hsivi starts from networks for images on [-1, 1]; leave center_image true")
+    if config.network.dropout > 0:
+        raise UsageError(f"--dropout {config.network.dropout}: hsivi trains without dropout; set dropout = 0")
+    if config.run.mode == "train" and not options.pretrained_model:
+        raise UsageError(
+            "--system hsivi starts from a trained network; give --pretrained_model: a snapshot of --system ddpm or "
+            "hsivi, or a published checkpoint"
+        )
+    if n_points < 2:
+        raise UsageError(f"--n_discrete_steps {n_points}: hsivi joins its time points by layers; give at least 2")
+    if options.f_pairs_per_chain > n_points - 1:
+        raise UsageError(
+            f"--f_pairs_per_chain {options.f_pairs_per_chain}: a chain of n_discrete_steps {n_points} has "
+            f"{n_points - 1} pairs; give at most as many"
+        )
+    if config.evaluation.eval_likelihood or config.training.likelihood_freq:
+        raise UsageError("--system hsivi has no likelihood; leave out --eval_likelihood and --likelihood_freq")
+    teacher_steps = options.teacher_diffusion_steps or discrete.diffusion_steps
+    if teacher_steps % discrete.diffusion_steps:
+        raise UsageError(
+            f"--teacher_diffusion_steps {teacher_steps} is no multiple of --diffusion_steps "
+            f"{discrete.diffusion_steps}; give the number of steps that the teacher was trained with"
+        )
+    if teacher_steps != discrete.diffusion_steps and discrete.noise_schedule != "cosine":
+        raise UsageError(
+            "--teacher_diffusion_steps: only cosine schedules of different steps share their noise levels; "
+            "set diffusion_steps to the teacher's own"
+        )
+    make_hierarchy_of(config)
+    noise_network_settings(config)
+
+
+def network_labels(config: Config, labels: torch.Tensor) -> torch.Tensor:
+    """What the networks are told for labels (B,) of the schedule: what their teacher saw at that noise level.
+
+    The public code asks a teacher of 4,000 rescaled steps with the labels of 1,000 steps, 0.75 too small.
+    """
+    discrete = config.discrete
+    if config.run.published_behaviour:
+        return labels.double()
+    n_teacher_steps = config.hsivi.teacher_diffusion_steps or discrete.diffusion_steps
+    largest_label = LARGEST_LABEL if discrete.rescale_timesteps else n_teacher_steps
+    return teacher_labels(labels, discrete.diffusion_steps, n_teacher_steps, largest_label)
+
+
+def make_hierarchy_of(config: Config, device: torch.device | str = "cpu") -> Hierarchy:
+    """The time points that the options describe.
+
+    Raises:
+        UsageError: options that allow none.
+    """
+    discrete, published = config.discrete, config.run.published_behaviour
+    labels = choose_labels(discrete.skip_type, config.sampling.n_discrete_steps, discrete.diffusion_steps)
+    schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps, published).subset(labels).to(device)
+    variances = schedule.one_minus_alphas_bar
+    return make_hierarchy(
+        network_labels(config, schedule.labels), variances.float() if published else variances, config.hsivi.eta
+    )
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """What is computed within has no gradients for the network's parameters."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+class _Networks(NamedTuple):
+    """The three networks as they are called, in mixed precision or not."""
+
+    phi: Network
+    f: Network
+    teacher: Network
+
+
+class HierarchicalMatching:
+    """The ``hsivi`` system; see ``trainers.method.Method``.
+
+    Args:
+        config: checked.
+        distributed: this process's place.
+    """
+
+    unit = "bits/dim"
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.device = distributed.device
+        data, options, optimization = config.data, config.hsivi, config.optimization
+        self.data_shape = (data.image_channels, data.image_size, data.image_size)
+        self.scale = PixelScale(centered=True)
+        self.hierarchy = make_hierarchy_of(config, self.device)
+        self.likelihoods: dict[str, Callable[[torch.Tensor, Noise], LogLikelihood]] = {}
+
+        self.teacher = make_noise_network(config, self.device).requires_grad_(False)
+        self.phi, self.f = (make_noise_network(config, self.device) for _ in range(2))
+        per_pixel, per_layer = options.image_gamma == "use", options.independent_log_gamma == "use"
+        shape = log_gamma_shape(self.hierarchy.n_layers, self.data_shape, per_pixel, per_layer)
+        self.log_gamma = add_log_gamma(self.phi, shape)
+
+        self._phi_updater = self._make_updater(self.phi, options.phi_learning_rate)
+        self._f_updater = self._make_updater(self.f, options.f_learning_rate)
+        self._phi_reducer = GradientReducer(self.phi.parameters(), distributed)
+        self._f_reducer = GradientReducer(self.f.parameters(), distributed)
+        updaters = {"phi": self._phi_updater, "f": self._f_updater}
+        self.state = TrainingState(
+            networks={"teacher": self.teacher, "phi": self.phi, "f": self.f},
+            emas={name: updater.ema for name, updater in updaters.items()},
+            optimizers={name: updater.optimizer for name, updater in updaters.items()},
+            scaler=make_scaler(optimization, self.device),
+        )
+        networks = (self.phi, self.f, self.teacher)
+        self._training = _Networks(*(self._called(network, training=True) for network in networks))
+        self._evaluating = _Networks(*(self._called(network, training=False) for network in networks))
+
+    def _make_updater(self, network: nn.Module, learning_rate: float) -> Updater:
+        optimization, options = self.config.optimization, self.config.hsivi
+        parameters = list(network.parameters())
+        optimizer = make_optimizer(
+            optimization.optimizer, parameters, learning_rate, optimization.weight_decay,
+            (ADAM_BETA1, optimization.adam_beta2), amsgrad=True,
+        )  # fmt: skip
+        rate = partial(
+            decaying_learning_rate, learning_rate, optimization.n_warmup_iters, self.config.training.n_train_iters,
+            options.cosine_lr_decay == "use",
+        )  # fmt: skip
+        ema = ExponentialMovingAverage(network.named_parameters(), optimization.ema_rate)
+        return Updater(network, optimizer, ema, rate, optimization.grad_clip)
+
+    def _called(self, network: nn.Module, training: bool) -> Network:
+        optimization = self.config.optimization
+        called: Callable[..., torch.Tensor] = network
+        if training and optimization.compile:
+            called = torch.compile(network, dynamic=True)  # the roll-out's batch shrinks
+        autocast = optimization.autocast_train if training else optimization.autocast_eval
+        return with_autocast(called, self.device, optimization, autocast)
+
+    def load_pretrained(self) -> None:
+        """Start from ``--pretrained_model``: a teacher for all three networks, or a whole model of HSIVI.
+
+        Raises:
+            UsageError: there is none, or it does not fit the options.
+        """
+        path = self.config.hsivi.pretrained_model
+        pretrained = read_pretrained(
+            Path(self.config.run.root) / path, averaged=not self.config.run.published_behaviour
+        )
+        self._check_teacher_steps(pretrained)
+        gamma = {LOG_GAMMA: torch.zeros_like(self.log_gamma)}
+        phi = pretrained.phi if pretrained.phi is not None else {**gamma, **pretrained.teacher}
+        f = pretrained.f if pretrained.f is not None else pretrained.teacher
+        for name, network, weights in (("teacher", self.teacher, pretrained.teacher), ("f", self.f, f)):
+            self._load(name, network, weights, pretrained)
+        self._check_gamma(phi[LOG_GAMMA], pretrained)
+        self._load("phi", self.phi, phi, pretrained)
+        for updater in (self._phi_updater, self._f_updater):
+            averages = {name: parameter.detach() for name, parameter in updater.network.named_parameters()}
+            updater.ema.load_state_dict({"decay": updater.ema.decay, "n_updates": 0, "shadow": averages})
+
+    def _load(self, name: str, network: nn.Module, weights: dict[str, torch.Tensor], source: Pretrained) -> None:
+        difference = describe_difference(shapes(network.state_dict()), shapes(weights))
+        if difference:
+            raise UsageError(
+                f"--pretrained_model {source.path}: {source.kind} does not fit the network '{name}' that the options "
+                f"describe (--name {self.config.network.name}): {difference}; use the settings that it was trained with"
+            )
+        network.load_state_dict(weights)
+
+    def _check_gamma(self, given: torch.Tensor, source: Pretrained) -> None:
+        if given.shape != self.log_gamma.shape:
+            raise UsageError(
+                f"--pretrained_model {source.path}: its {LOG_GAMMA} has shape {tuple(given.shape)}, not the "
+                f"{tuple(self.log_gamma.shape)} of --n_discrete_steps {self.config.sampling.n_discrete_steps}, "
+                f"--image_gamma and --independent_log_gamma; use its own settings, or start from its teacher"
+            )
+
+    def _check_teacher_steps(self, source: Pretrained) -> None:
+        """Labels mean what they meant to the teacher, as far as its snapshot says."""
+        discrete, options = self.config.discrete, self.config.hsivi
+        ours = {
+            "noise_schedule": discrete.noise_schedule,
+            "rescale_timesteps": discrete.rescale_timesteps,
+            "diffusion_steps": discrete.diffusion_steps,
+        }
+        if source.phi is None:
+            ours["diffusion_steps"] = options.teacher_diffusion_steps or discrete.diffusion_steps
+        for name, value in ours.items():
+            given = source.settings.get(name, value)
+            if given != value:
+                flag = "teacher_diffusion_steps" if name == "diffusion_steps" and source.phi is None else name
+                raise UsageError(
+                    f"--pretrained_model {source.path}: {source.kind} was trained with {name} = {given}, not {value}; "
+                    f"set --{flag} {str(given).lower()}"
+                )
+
+    def _depths(self, purpose: str, positions: torch.Tensor, n_pairs: int) -> torch.Tensor:
+        """How many layers the samples pass to each of their pairs, int64 (B, n_pairs) on the CPU."""
+        run, total, n_layers = self.config.run, self.config.training.total_batch_size, self.hierarchy.n_layers
+        positions = positions.cpu()
+        places = positions % total
+        source, mirrored = mirror(places, total, run.published_behaviour)
+        noise = Noise(run.seed, f"{purpose} depth {run.cont_nbr}", positions - places + source, self.state.step)
+        if n_pairs == 1:
+            drawn = noise.integers(n_layers, 1) + 1
+        else:
+            drawn = noise.uniform(n_layers).argsort(dim=1)[:, :n_pairs] + 1
+        return torch.where(mirrored[:, None], n_layers + 1 - drawn, drawn)
+
+    def _objective(self, purpose: str, batch: MicroBatch) -> torch.Tensor:
+        """This micro-batch's part of the mean phi or f loss over the total batch."""
+        run = self.config.run
+        phi, f, teacher = self._training
+        noise = Noise(run.seed, f"{purpose} {run.cont_nbr}", batch.positions, self.state.step, self.device)
+        start = noise.normal(*self.data_shape)
+        normal = partial(noise.normal, *self.data_shape)
+        if purpose == "phi":
+            depths = self._depths(purpose, batch.positions, 1)[:, 0]
+            layer_noise = noise.normal(*self.data_shape)
+            with _frozen(self.f):
+                losses = phi_loss(self.hierarchy, phi, self.log_gamma, f, teacher, start, depths, layer_noise, normal)
+        else:
+            depths = self._depths(purpose, batch.positions, self.config.hsivi.f_pairs_per_chain)
+            losses = f_loss(self.hierarchy, phi, self.log_gamma, f, start, depths, normal)
+        return (losses.sum() / self.config.training.total_batch_size).float()
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of f; before it one of phi, if the number of the step is a multiple of ``f_learning_times``."""
+        step = self.state.step
+        metrics = {}
+        if (step + 1) % self.config.hsivi.f_learning_times == 0:
+            losses = [partial(self._objective, "phi", batch) for batch in micro_batches]
+            of_phi = update(losses, self._phi_updater, self._phi_reducer, step, self.state.scaler)
+            metrics = {f"phi_{name}": value for name, value in of_phi.items()}
+        losses = [partial(self._objective, "f", batch) for batch in micro_batches]
+        of_f = update(losses, self._f_updater, self._f_reducer, step, self.state.scaler)
+        self.state.step += 1
+        return {**of_f, **metrics}
+
+    @contextlib.contextmanager
+    def _sampling_weights(self) -> Iterator[None]:
+        """Averaged weights of phi and f; the public code samples with the raw ones."""
+        if self.config.run.published_behaviour:
+            yield
+            return
+        with self._phi_updater.ema.average_weights(), self._f_updater.ema.average_weights():
+            yield
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The phi loss of fresh chains, float64 (B,): an estimate of the distance to the teacher. Of the batch only
+        the length counts."""
+        assert len(batch) == len(noise)
+        phi, f, teacher = self._evaluating
+        depths = 1 + noise.integers(self.hierarchy.n_layers).cpu()
+        start, layer_noise = noise.normal(*self.data_shape), noise.normal(*self.data_shape)
+        with self._sampling_weights(), torch.no_grad():
+            return phi_loss(
+                self.hierarchy, phi, self.log_gamma, f, teacher, start, depths, layer_noise,
+                partial(noise.normal, *self.data_shape),
+            )  # fmt: skip
+
+    def sample(self, noise: Noise) -> Samples:
+        """One sample for each entry of ``noise``, with a network evaluation for every layer."""
+        start = noise.normal(*self.data_shape)
+        with self._sampling_weights():
+            for transition in self._layers(start, noise):
+                state = transition.state
+        return Samples(self.scale.to_unit_interval(state), self.hierarchy.n_layers)
+
+    def trajectory(self, noise: Noise) -> dict[str, torch.Tensor]:
+        """The clean images that each layer's prediction stands for, and the states from noise to sample."""
+        start = noise.normal(*self.data_shape)
+        with self._sampling_weights():
+            transitions = list(self._layers(start, noise))
+        images = {
+            "predicted data": [transition.clean for transition in transitions],
+            "state": [start, *(transition.state for transition in transitions)],
+        }
+        return {name: self.scale.to_unit_interval(torch.stack(states, dim=1)) for name, states in images.items()}
+
+    def _layers(self, start: torch.Tensor, noise: Noise) -> Iterator[Transition]:
+        phi = self._evaluating.phi
+        return sampling_layers(self.hierarchy, phi, self.log_gamma, start, partial(noise.normal, *self.data_shape))
+
+    @property
+    def compared_samplers(self) -> dict[str, Callable[[Noise], Samples]]:
+        """By name, this sampler and those of its teacher with as many network evaluations: on the steps that they would
+        choose, and on those of this sampler, none of which is spent on states that are as good as clean."""
+        discrete, n_layers = self.config.discrete, self.hierarchy.n_layers
+        steps = {
+            skip_type: choose_labels(skip_type, n_layers, discrete.diffusion_steps) for skip_type in ("quad", "uniform")
+        }
+        steps["same_steps"] = choose_labels(discrete.skip_type, n_layers + 1, discrete.diffusion_steps)[1:]
+        samplers: dict[str, Callable[[Noise], Samples]] = {"hsivi": self.sample}
+        for name in ("ddim", "ancestral"):
+            for choice, labels in steps.items():
+                samplers[f"{name}_{choice}"] = partial(self._sample_teacher, name, labels)
+        return samplers
+
+    def _sample_teacher(self, sampler: str, labels: torch.Tensor, noise: Noise) -> Samples:
+        discrete = self.config.discrete
+        teacher = self._evaluating.teacher
+        schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps).subset(labels).to(self.device)
+
+        def predict_noise(state: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return teacher(state, network_labels(self.config, labels)).float()
+
+        start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
+        if sampler == "ddim":
+            data, n_evaluations = ddim(
+                predict_noise, schedule, start, normal=normal, eta=discrete.ddim_eta, clip=discrete.clip_denoised
+            )
+        else:
+            data, n_evaluations = ancestral(
+                predict_noise, schedule, start, normal=normal, variance=discrete.model_var_type,
+                clip=discrete.clip_denoised,
+            )  # fmt: skip
+        return Samples(self.scale.to_unit_interval(data).float(), n_evaluations)

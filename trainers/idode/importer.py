@@ -1,0 +1,169 @@
+"""Checkpoints of the published i-DODE program (Zheng et al., arXiv 2305.03935), which are Flax training states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from util.errors import UsageError
+from util.flax_checkpoint import flatten, read_flax_checkpoint
+from util.foreign_checkpoint import check_tensor, count, entry, one_source, own_storage, snapshot_state
+from util.named_shapes import describe_difference, shapes
+from util.optimization import make_optimizer
+
+_MODULE = "score_model"
+# Of the published recipes; the file does not hold them.
+_EMA_DECAY = 0.9999
+_LEARNING_RATE = 2e-4
+_WEIGHT_DECAY = 0.01
+_BETAS = (0.9, 0.99)
+
+
+def from_flax(path: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Name and layout in ours of one parameter of the published network.
+
+    Kernels of convolutions are (height, width, in, out) there and (out, in, height, width) here, those of dense layers
+    (in, out) and (out, in); the dense shortcuts are convolutions of one pixel here.
+    """
+    name = re.sub(r"\.(kernel|scale)$", ".weight", path.replace("/", "."))
+    if path.endswith("/kernel"):
+        tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.t()
+        if path.endswith("nin_shortcut/kernel"):
+            tensor = tensor[:, :, None, None]
+    return name, tensor
+
+
+def vdm_unet_shapes(
+    n_image_channels: int, n_input_channels: int, width: int, n_layers: int, with_attention: bool
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of models.vdm_unet.VDMUNet, in their order."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def weight_and_bias(name: str, *shape: int) -> None:
+        found[f"{name}.weight"] = shape
+        found[f"{name}.bias"] = shape[:1]
+
+    def block(name: str, n_in: int) -> None:
+        weight_and_bias(f"{name}.GroupNorm_0", n_in)
+        weight_and_bias(f"{name}.conv1", width, n_in, 3, 3)
+        found[f"{name}.cond_proj.weight"] = (width, 4 * width)
+        weight_and_bias(f"{name}.GroupNorm_1", width)
+        weight_and_bias(f"{name}.conv2", width, width, 3, 3)
+        if n_in != width:
+            weight_and_bias(f"{name}.nin_shortcut", width, n_in, 1, 1)
+
+    def attention(name: str) -> None:
+        weight_and_bias(f"{name}.GroupNorm_0", width)
+        for layer in ("q", "k", "v", "proj_out"):
+            weight_and_bias(f"{name}.{layer}", width, width)
+
+    def path(name: str, n_blocks: int, n_in: int) -> None:
+        for i in range(n_blocks):
+            block(f"{name}.block_{i}", n_in)
+            if with_attention:
+                attention(f"{name}.attn_{i}")
+
+    weight_and_bias("dense0", 4 * width, width + 1)
+    weight_and_bias("dense1", 4 * width, 4 * width)
+    weight_and_bias("conv_in", width, n_input_channels, 3, 3)
+    path("down", n_layers, width)
+    block("mid.block_1", width)
+    attention("mid.attn_1")
+    block("mid.block_2", width)
+    path("up", n_layers + 1, 2 * width)
+    weight_and_bias("GroupNorm_0", width)
+    weight_and_bias("conv_out", n_image_channels, width, 3, 3)
+    return found
+
+
+def import_idode(sources: Sequence[Path]) -> dict[str, Any]:
+    """A snapshot of a published checkpoint, ``ckpt-<n>.flax``.
+
+    Its entries: ``step``, which counts micro-batches; ``params`` and ``ema_params``, one module ``score_model``;
+    ``opt_state``, of which Adam's count and moments are taken over, so that training can go on. Gradients of a step
+    that accumulation had not finished are left behind.
+
+    Args:
+        sources: the one file.
+
+    Raises:
+        UsageError: for anything missing, left over, of another shape, or not finite.
+    """
+    path = one_source(sources)
+    checkpoint, source = read_flax_checkpoint(path), str(path)
+    step = count(checkpoint, "step", source)
+    network = _parameters(entry(checkpoint, "params", Mapping, source), f"{source}: params")
+    _check_network(network, f"{source}: params")
+    average = _like(network, entry(checkpoint, "ema_params", Mapping, source), f"{source}: ema_params")
+    network, average = own_storage(network), own_storage(average)
+    optimizer = _optimizer_state(network, entry(checkpoint, "opt_state", Mapping, source), f"{source}: opt_state")
+    emas = {"score": {"decay": _EMA_DECAY, "n_updates": step, "shadow": average}}
+    return snapshot_state("idode", path, step, {"score": network}, emas, {"score": optimizer})
+
+
+def _parameters(collection: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
+    """One collection of the file, renamed; in its order."""
+    if set(collection) != {_MODULE}:
+        raise UsageError(f"{where}: holds {', '.join(sorted(collection)) or 'nothing'} instead of {_MODULE} alone")
+    renamed = {}
+    for path, tensor in flatten(collection[_MODULE]).items():
+        check_tensor(tensor, f"{where} {path}")
+        if path.endswith("/kernel") and tensor.ndim not in (2, 4):
+            raise UsageError(f"{where} {path}: has {tensor.ndim} axes; kernels have 2 or 4")
+        name, converted = from_flax(path, tensor)
+        renamed[name] = converted
+    return renamed
+
+
+def _check_network(network: dict[str, torch.Tensor], where: str) -> None:
+    """The parameters are those of a VDM U-Net, none missing and none left over; put them into its order."""
+    for name in ("conv_in.weight", "conv_out.weight"):
+        if name not in network or network[name].ndim != 4:
+            raise UsageError(f"{where}: no convolution {name.split('.')[0]}; this is not a checkpoint of i-DODE")
+    width, n_input_channels = network["conv_in.weight"].shape[:2]
+    n_layers = sum(bool(re.fullmatch(r"down\.block_\d+\.conv1\.weight", name)) for name in network)
+    expected = vdm_unet_shapes(
+        len(network["conv_out.weight"]), n_input_channels, width, n_layers, "down.attn_0.q.weight" in network
+    )
+    difference = describe_difference(expected, shapes(network))
+    if difference:
+        raise UsageError(f"{where}: {difference}")
+    for name in expected:
+        network[name] = network.pop(name)
+
+
+def _like(network: dict[str, torch.Tensor], collection: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
+    """Another collection of the same names and shapes, in the network's order."""
+    found = _parameters(collection, where)
+    difference = describe_difference(shapes(network), shapes(found))
+    if difference:
+        raise UsageError(f"{where}: {difference}")
+    return {name: found[name] for name in network}
+
+
+def _optimizer_state(network: dict[str, torch.Tensor], opt_state: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The state_dict of our optimiser with the file's moments."""
+    # With gradient accumulation the optimiser's own state is one level further down.
+    inner = opt_state.get("inner_opt_state", opt_state)
+    adam = entry(inner, "0", Mapping, where)
+    n_updates = count(adam, "count", where)
+    moments = {
+        key: own_storage(_like(network, entry(adam, name, Mapping, where), f"{where} {name}"))
+        for key, name in (("exp_avg", "mu"), ("exp_avg_sq", "nu"))
+    }
+    parameters = {name: nn.Parameter(tensor) for name, tensor in network.items()}
+    biases = [parameter for name, parameter in parameters.items() if name.endswith(".bias")]
+    optimizer = make_optimizer(
+        "AdamW", parameters.values(), _LEARNING_RATE, _WEIGHT_DECAY, _BETAS, without_decay=biases
+    )
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(n_updates)),
+            **{key: tensors[name] for key, tensors in moments.items()},
+        }
+    return optimizer.state_dict()

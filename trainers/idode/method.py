@@ -1,0 +1,285 @@
+"""Maximum-likelihood training of diffusion ODEs: i-DODE (arXiv 2305.03935), which builds on VDM (arXiv 2107.00630)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffusion.bits import PixelScale, in_bits_per_dimension
+from diffusion.importance_weighted import importance_weighted_terms
+from diffusion.log_snr.bound import diffusion_terms, prior_term, reconstruction_term
+from diffusion.log_snr.dequantization import (
+    UNIFORM_START_GAMMA,
+    Dequantized,
+    dequantize_uniformly,
+    dequantize_variationally,
+    dequantize_within_levels,
+    truncated_normal,
+    truncation,
+)
+from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
+from diffusion.log_snr.schedule import LogSnrSchedule, StraightPath, VariancePreservingPath, antithetic_times
+from diffusion.log_snr.velocity import NoisePrediction, Parameterisation, Predict, VelocityPrediction
+from models.vdm_unet import VDMUNet, VDMUNetSettings
+from trainers.idode.augmentation import flip_and_rotate
+from trainers.method import LogLikelihood, Samples
+from trainers.networks import seeded
+from trainers.single_network import SingleNetwork
+from trainers.update import ADAM_BETA1, Updater, with_autocast
+from util.config import Config
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.ema import ExponentialMovingAverage
+from util.errors import UsageError
+from util.noise import Noise
+from util.optimization import linear_learning_rate, make_optimizer
+
+
+def make_schedule(config: Config) -> LogSnrSchedule:
+    """The schedule that the options describe."""
+    kind = StraightPath if config.process.sde == "sp" else VariancePreservingPath
+    return kind(config.log_snr.gamma_min, config.log_snr.gamma_max)
+
+
+def network_settings(config: Config) -> VDMUNetSettings:
+    """Settings of the network; making them checks them."""
+    options = config.network
+    return VDMUNetSettings(
+        n_image_channels=config.data.image_channels,
+        gamma_min=config.log_snr.gamma_min,
+        gamma_max=config.log_snr.gamma_max,
+        n_channels=options.n_channels,
+        n_resblocks=options.n_resblocks,
+        with_attention=options.with_attention,
+        with_fourier_features=options.with_fourier_features,
+        dropout=options.dropout,
+    )
+
+
+def check_idode(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    data, options, objective = config.data, config.log_snr, config.objective
+    if config.process.sde not in ("vpsde", "sp"):
+        raise UsageError(f"--sde {config.process.sde} is not for --system idode; use vpsde or sp")
+    if not data.is_image or config.network.name != "vdm_unet":
+        raise UsageError("--system idode takes images and its own network; set is_image = true and name = vdm_unet")
+    if not data.center_image or data.uniform_dequantization:
+        raise UsageError(
+            "--system idode models grey levels on [-1, 1]; set center_image = true, uniform_dequantization = false"
+        )
+    if objective.weighting != "likelihood":
+        raise UsageError(f"--system idode trains a bound; set weighting = likelihood, not {objective.weighting}")
+    if config.sampling.sampling_method != "ode":
+        raise UsageError(f"--sampling_method {config.sampling.sampling_method} is not for --system idode; use ode")
+    if not options.velocity and (objective.importance_sampling or options.second_order):
+        raise UsageError("--importance_sampling and --second_order need --velocity true")
+    if options.second_order and config.optimization.compile:
+        raise UsageError("--second_order differentiates twice, which --compile cannot; leave one of them out")
+    if options.augmentation and data.random_flip:
+        raise UsageError("--augmentation flips images already, and tells the network; leave --random_flip out")
+    if options.dequantization == "uniform" and options.gamma_max <= UNIFORM_START_GAMMA:
+        raise UsageError(
+            f"--dequantization uniform starts at gamma {UNIFORM_START_GAMMA}; choose another, or a gamma_max above that"
+        )
+    make_schedule(config)
+    network_settings(config)
+
+
+class DiffusionOde:
+    """The ``idode`` system; see ``trainers.method.Method``.
+
+    Args:
+        config: checked.
+        distributed: this process's place.
+    """
+
+    unit = "bits/dim"
+    trajectory = None
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.device = distributed.device
+        self.scale = PixelScale()
+        self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+        self.schedule = make_schedule(config)
+        self.parameterisation: Parameterisation = VelocityPrediction() if config.log_snr.velocity else NoisePrediction()
+        settings, optimization = network_settings(config), config.optimization
+        self.network = seeded(lambda: VDMUNet(settings), config.run.seed, self.device)
+        biases = [parameter for name, parameter in self.network.named_parameters() if name.endswith("bias")]
+        self.updater = Updater(
+            self.network,
+            make_optimizer(
+                optimization.optimizer,
+                self.network.parameters(),
+                optimization.learning_rate,
+                optimization.weight_decay,
+                (ADAM_BETA1, optimization.adam_beta2),
+                without_decay=biases,
+            ),
+            ExponentialMovingAverage(self.network.named_parameters(), optimization.ema_rate, warm_up=False),
+            partial(
+                linear_learning_rate,
+                optimization.learning_rate,
+                optimization.n_warmup_iters,
+                n_steps=config.training.n_train_iters if optimization.learning_rate_decay else None,
+            ),
+            optimization.grad_clip,
+        )
+        self._training = SingleNetwork("score", self.updater, config, distributed)
+        self.state = self._training.state
+        self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
+        self._training_network = with_autocast(
+            self._training.network, self.device, optimization, optimization.autocast_train
+        )
+        self._sampling_network = with_autocast(self.network, self.device, optimization, optimization.autocast_eval)
+        self._exact_network = with_autocast(self.network, self.device, optimization, enabled=False)
+
+    def _terms(
+        self,
+        network: Callable[..., torch.Tensor],
+        levels: torch.Tensor,
+        conditioning: torch.Tensor,
+        t: torch.Tensor,
+        noise: Noise,
+        second_order: bool,
+    ) -> dict[str, torch.Tensor]:
+        """The terms of the bound and, where wanted, the second-order objective, in bits/dim, each float64 (B,)."""
+        options, shape = self.config.log_snr, self.data_shape
+        x = self.scale.centers(levels)
+        reconstruction = reconstruction_term(
+            self.schedule,
+            levels,
+            noise.normal(*shape),
+            self.scale,
+            published_behaviour=self.config.run.published_behaviour,
+        )
+        terms = {"reconstruction": reconstruction, "prior": prior_term(self.schedule, x)}
+        terms |= diffusion_terms(
+            self.schedule,
+            self.parameterisation,
+            _predict(network, conditioning),
+            x,
+            t,
+            noise.normal(*shape),
+            importance=self.config.objective.importance_sampling,
+            probe=noise.rademacher(*shape) if second_order else None,
+            second_order_weight=options.second_order_weight,
+        )
+        return in_bits_per_dimension(terms, x[0].numel(), None)
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of the network."""
+        run, step, options = self.config.run, self.state.step, self.config.log_snr
+        n_samples = self.config.training.total_batch_size
+        step_noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step, self.device)
+        start = step_noise.uniform(dtype=torch.float64)[0]
+
+        def losses_of(batch: MicroBatch, noise: Noise) -> torch.Tensor:
+            levels, conditioning = batch.data, torch.zeros(len(batch.data), device=self.device)
+            if options.augmentation:
+                levels, conditioning = flip_and_rotate(levels, noise)
+            if options.antithetic_time_sampling:
+                t = antithetic_times(start, batch.positions % n_samples, n_samples)
+            else:
+                t = noise.uniform(dtype=torch.float64)
+            # Fused attention kernels have no second derivative.
+            attention = sdpa_kernel(SDPBackend.MATH) if options.second_order else contextlib.nullcontext()
+            with attention:
+                terms = self._terms(self._training_network, levels, conditioning, t, noise, options.second_order)
+            return sum(terms.values(), torch.zeros_like(t))
+
+        return self._training.step(micro_batches, losses_of)
+
+    def _evaluated_terms(
+        self, network: Callable[..., torch.Tensor], batch: torch.Tensor, noise: Noise, second_order: bool
+    ) -> dict[str, torch.Tensor]:
+        t = noise.uniform(dtype=torch.float64)
+        with self.updater.averaged(), torch.no_grad():
+            conditioning = torch.zeros(len(batch), device=self.device)
+            return self._terms(network, batch, conditioning, t, noise, second_order)
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The training objective with the averaged weights, float64 (B,), bits/dim."""
+        terms = self._evaluated_terms(self._sampling_network, batch, noise, self.config.log_snr.second_order)
+        return torch.stack(list(terms.values())).sum(0)
+
+    def sample(self, noise: Noise) -> Samples:
+        """Images by the ODE, one for each entry of ``noise``."""
+        options = self.config.sampling
+        with self.updater.averaged():
+            z, n_evaluations = ode_sample(
+                self.schedule,
+                self._drift(self._sampling_network, len(noise)),
+                noise.normal(*self.data_shape),
+                solver=options.sampling_solver,
+                rtol=options.sampling_rtol,
+                atol=options.sampling_atol,
+                n_steps=options.sampling_n_steps or None,
+            )
+        levels = decode(self.schedule, z, self.scale, published_behaviour=self.config.run.published_behaviour)
+        return Samples(levels.float() / (self.scale.n_levels - 1), n_evaluations)
+
+    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """The variational bound on -log P(levels), at one draw."""
+        terms = self._evaluated_terms(self._exact_network, batch, noise, second_order=False)
+        return LogLikelihood(torch.stack(list(terms.values())).sum(0), terms, 0)
+
+    def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """-log P(levels) of the ODE, or rather the bound on it that dequantization gives, at one draw of it or K."""
+        options, likelihood = self.config.log_snr, self.config.likelihood
+        published = self.config.run.published_behaviour
+        draw_probe = noise.rademacher if likelihood.likelihood_hutchinson_type == "rademacher" else noise.normal
+        # One probe for all draws: were its error another in each, a mean of weights would favour the errors upwards.
+        probe = draw_probe(*self.data_shape)
+        draws, n_evaluations = [], 0
+        with self.updater.averaged():
+            drift = self._drift(self._exact_network, len(batch))
+            for _ in range(options.n_importance_samples):
+                terms, n = ode_likelihood_terms(
+                    self.schedule,
+                    drift,
+                    self._dequantize(batch, noise),
+                    probe,
+                    solver=likelihood.likelihood_solver,
+                    rtol=likelihood.likelihood_rtol,
+                    atol=likelihood.likelihood_atol,
+                    n_steps=likelihood.likelihood_n_steps or None,
+                )
+                draws.append(terms)
+                n_evaluations += n
+        terms = importance_weighted_terms(draws, published_behaviour=published)
+        scale = self.scale if options.dequantization == "uniform" else None
+        terms = in_bits_per_dimension(terms, batch[0].numel(), scale)
+        return LogLikelihood(torch.stack(list(terms.values())).sum(0), terms, n_evaluations)
+
+    def _dequantize(self, levels: torch.Tensor, noise: Noise) -> Dequantized:
+        options, published, shape = self.config.log_snr, self.config.run.published_behaviour, self.data_shape
+        if options.dequantization == "uniform":
+            uniform = noise.uniform(*shape)
+            return dequantize_uniformly(self.schedule, levels, uniform, self.scale, published_behaviour=published)
+        common: dict[str, Any] = {"scale": self.scale, "mean_entropy": options.n_importance_samples == 1}
+        if options.dequantization == "variational":
+            normal = noise.normal(*shape)
+            return dequantize_variationally(self.schedule, levels, normal, **common, published_behaviour=published)
+        truncated = truncated_normal(noise.uniform(*shape, dtype=torch.float64), truncation(self.schedule, self.scale))
+        return dequantize_within_levels(self.schedule, levels, truncated, **common)
+
+    def _drift(
+        self, network: Callable[..., torch.Tensor], n_samples: int
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        predict = _predict(network, torch.zeros(n_samples, device=self.device))
+        return ode_drift(self.schedule, self.parameterisation, predict)
+
+
+def _predict(network: Callable[..., torch.Tensor], conditioning: torch.Tensor) -> Predict:
+    """The network as a function of state and gamma, which it sees rounded to float32."""
+
+    def predict(z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        return network(z.float(), gamma.float(), conditioning).float()
+
+    return predict

@@ -1,0 +1,468 @@
+"""INDM: a normalizing flow and the diffusion of its latents, trained together (Kim et al., arXiv 2205.13699)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from diffusion.bits import PixelScale, in_bits_per_dimension
+from diffusion.continuous.latent_loss import (
+    end_log_density,
+    implicit_bound_terms,
+    perturb_latents,
+    reconstruction_residual,
+    weighted_times,
+)
+from diffusion.continuous.latent_sampling import denoised_predictor_corrector, end_step, probability_flow_path
+from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.predictor_corrector import predictor_corrector
+from diffusion.continuous.prior import prior_sample
+from diffusion.continuous.process import ScoreFunction, expand
+from diffusion.continuous.samplers import probability_flow
+from diffusion.continuous.score import make_labelled_score
+from diffusion.continuous.ve import VarianceExploding
+from diffusion.continuous.vp import VariancePreserving
+from models.residual_flow import FlowOutput, FlowSettings, InverseSettings, InvertibleFlow, draw_flow_noise
+from trainers.indm.joint_step import Draws, JointObjective, JointStep, StepFunction, latents_alone
+from trainers.method import LogLikelihood, Samples
+from trainers.networks import check_score_network, make_score_network, seeded
+from trainers.state import TrainingState
+from trainers.update import ADAM_BETA1, Updater, make_scaler, make_updater, with_autocast
+from util.config import Config
+from util.data.dataset import open_dataset
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.ema import ExponentialMovingAverage
+from util.errors import UsageError
+from util.noise import Noise, derive_seed
+from util.optimization import make_optimizer, warmed_up_learning_rate
+
+N_FRAMES = 12
+_DATA_MEAN_BATCH = 128
+
+
+def make_latent_process(config: Config) -> VarianceExploding | VariancePreserving:
+    """The diffusion of the latents that the options describe.
+
+    Raises:
+        UsageError: INDM has no such diffusion.
+    """
+    options = config.process
+    if options.sde == "vesde":
+        return VarianceExploding(options.sigma_min, options.sigma_max)
+    if options.sde == "vpsde":
+        return VariancePreserving(LinearBeta(options.beta0, options.beta1))
+    raise UsageError(f"--sde {options.sde}: the latents of --system indm diffuse by vpsde or vesde; choose one of them")
+
+
+def flow_settings(config: Config) -> FlowSettings:
+    """Settings of the flow; making them checks them.
+
+    Raises:
+        UsageError: settings that cannot work together.
+    """
+    options, data = config.joint, config.data
+    return FlowSettings(
+        image_channels=data.image_channels,
+        image_size=data.image_size,
+        squeeze_first=options.flow_squeeze,
+        n_blocks=tuple(options.flow_blocks),
+        hidden_channels=options.flow_channels,
+        code_size=options.code_size,
+        encoder_planes=tuple(options.encoder_planes),
+        encoder_out_planes=options.encoder_out_planes,
+        prior_hidden_size=options.code_prior_channels,
+        n_prior_steps=options.n_code_prior_steps,
+    )
+
+
+def check_indm(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    objective, sampling, joint = config.objective, config.sampling, config.joint
+    if not config.data.is_image:
+        raise UsageError("--system indm: its flow is of images; choose an image data set")
+    make_latent_process(config)
+    check_score_network(config)
+    flow_settings(config)
+    if objective.mixed_score:
+        raise UsageError("--system indm: the score is the network's alone; set mixed_score = false")
+    if objective.weighting == "reweightedv1":
+        raise UsageError("--weighting reweightedv1: --system indm has likelihood and reweightedv2")
+    if objective.importance_sampling and objective.weighting != "likelihood":
+        raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
+    if sampling.sampling_method not in ("ode", "pc"):
+        raise UsageError(f"--sampling_method {sampling.sampling_method}: --system indm samples by ode or pc")
+    if joint.pc_denoise and sampling.sampling_method != "pc":
+        raise UsageError("--pc_denoise is a kind of --sampling_method pc; choose that, or leave it out")
+    if sampling.sampling_method == "pc" and sampling.n_discrete_steps < 2:
+        raise UsageError("--n_discrete_steps 1: predictor-corrector sampling needs at least 2")
+    if joint.pc_denoise and joint.pc_denoise_time >= sampling.sampling_eps:
+        raise UsageError(
+            f"--pc_denoise_time {joint.pc_denoise_time} is not before --sampling_eps {sampling.sampling_eps}; give a "
+            "smaller time"
+        )
+
+
+class JointDiffusion:
+    """The ``indm`` system; see ``trainers.method.Method``.
+
+    Evaluations use the averaged weights of both networks; with ``published_behaviour`` the flow keeps its own.
+
+    Args:
+        config: checked.
+        distributed: this process's place.
+    """
+
+    unit = "bits/dim"
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.device = distributed.device
+        self.scale = PixelScale(centered=config.data.center_image)
+        self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+        self.process = make_latent_process(config)
+        channels = config.data.image_channels
+        self.network = make_score_network(config, channels, channels, self.device)
+        self.flow = cast(
+            InvertibleFlow,
+            seeded(
+                partial(InvertibleFlow, flow_settings(config), distributed.sum),
+                derive_seed(config.run.seed, "flow"),
+                self.device,
+                is_image=False,
+            ),
+        )
+        self.score_updater = make_updater(self.network, config.optimization)
+        self.flow_updater = _make_flow_updater(self.flow, config)
+        self.state = TrainingState(
+            networks={"score": self.network, "flow": self.flow},
+            emas={"score": self.score_updater.ema, "flow": self.flow_updater.ema},
+            optimizers={"score": self.score_updater.optimizer, "flow": self.flow_updater.optimizer},
+            scaler=make_scaler(config.optimization, self.device),
+        )
+        self.likelihoods: dict[str, Callable[[torch.Tensor, Noise], LogLikelihood]] = {
+            "nelbo": self.nelbo,
+            "nelbo_with_residual": partial(self.nelbo, with_residual=True),
+            "negative_log_likelihood": self.negative_log_likelihood,
+            "negative_log_likelihood_with_residual": partial(self.negative_log_likelihood, with_residual=True),
+        }
+        training_network: Callable[..., torch.Tensor] = self.network
+        if config.optimization.compile:
+            training_network = torch.compile(self.network)
+        self._training_score = self._score(training_network, config.optimization.autocast_train)
+        self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
+        self._exact_score = self._score(self.network, autocast=False)
+        self.objective = JointObjective(
+            self.process,
+            config.objective.weighting,
+            config.objective.importance_sampling,
+            config.objective.loss_eps,
+            config.objective.reduce_mean,
+            config.joint.reconstruction_loss,
+            config.run.published_behaviour,
+        )
+        joint = config.joint
+        self._step = JointStep(
+            self.objective,
+            self._training_score,
+            self.flow,
+            self.score_updater,
+            self.flow_updater,
+            distributed,
+            step_function=cast(StepFunction, joint.step_function),
+            soft_truncation=joint.soft_truncation_exponent if joint.soft_truncation else None,
+            scaler=self.state.scaler,
+        )
+        self._data_mean: tuple[int, torch.Tensor] | None = None
+
+    def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
+        called = with_autocast(network, self.device, self.config.optimization, autocast)
+        exploding = isinstance(self.process, VarianceExploding)
+
+        def output(state: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            values = called(state.float(), label.float()).float()
+            # The label is sigma: over all of its range the network's own output stays of the order of 1.
+            return values / expand(label.float(), values) if exploding else values
+
+        return make_labelled_score(self.process, output)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Both networks in evaluation mode, with their averaged weights."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.score_updater.averaged())
+            if self.config.run.published_behaviour:
+                self.flow.eval()
+                stack.callback(self.flow.train)
+            else:
+                stack.enter_context(self.flow_updater.averaged())
+            yield
+
+    def _to_data(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return self.scale.dequantize(batch, noise.uniform(*self.data_shape))
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of the flow and one of the score network."""
+        run, step = self.config.run, self.state.step
+        batches = []
+        for batch in micro_batches:
+            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
+            batches.append((self._to_data(batch.data, noise), Draws(noise, noise.shared())))
+        metrics = self._step(batches, step, self.config.training.total_batch_size)
+        self.state.step += 1
+        return metrics
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The objective that the flow is trained on, its log-determinant estimated without bias; float64 (B,)."""
+        importance_sampling = self.config.objective.importance_sampling or self.config.joint.step_function == "fid"
+        with self._averaged(), torch.no_grad():
+            encoded = self._encode(batch, noise)
+            terms = self.objective.terms(
+                self._sampling_score,
+                encoded,
+                Draws(noise, noise.shared()),
+                self.objective.smallest_time,
+                importance_sampling,
+            )
+        return torch.stack(list(terms.values())).sum(0)
+
+    def _encode(self, batch: torch.Tensor, noise: Noise) -> FlowOutput:
+        """Latents of a batch, with the long series for their log-determinant; without gradient."""
+        x = self._to_data(batch, noise)
+        with torch.no_grad():
+            return self.flow(x, draw_flow_noise(self.flow, noise, noise.shared()), log_determinant="series")
+
+    def nelbo(self, batch: torch.Tensor, noise: Noise, with_residual: bool = False) -> LogLikelihood:
+        """The bound on -log p(x) that diffusion and flow give together.
+
+        Args:
+            batch, noise: as in ``Method``.
+            with_residual: add what the truncation at ``--likelihood_eps`` leaves out.
+        """
+        smallest = self.config.likelihood.likelihood_eps
+        with self._averaged():
+            encoded = self._encode(batch, noise)
+            z = encoded.z
+            times = weighted_times(
+                self.process,
+                noise.uniform(dtype=torch.float64),
+                smallest,
+                weighting="likelihood",
+                importance_sampling=True,
+            )
+            diffusion = implicit_bound_terms(
+                self.process, self._exact_score, z, times, self._normal(noise), self._probe(noise)
+            )
+            with torch.no_grad():
+                diffusion["prior"] = -end_log_density(self.process, z, self._normal(noise))
+                if with_residual:
+                    diffusion["residual"] = self._residual(z, self._normal(noise), noise)
+        return self._joint_likelihood(diffusion, encoded, 0)
+
+    def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise, with_residual: bool = False) -> LogLikelihood:
+        """-log p(z) by the probability flow, and of that the bound on -log p(x) that the drawn code leaves.
+
+        Args:
+            batch, noise: as in ``Method``.
+            with_residual: start from the latents diffused to ``--likelihood_eps``, and add what that leaves out;
+                otherwise the latents themselves are taken for states at that time.
+        """
+        options = self.config.likelihood
+        with self._averaged():
+            encoded = self._encode(batch, noise)
+            start, residual = encoded.z, None
+            probe = self._probe(noise)
+            if with_residual:
+                perturbation = self._normal(noise)
+                t = torch.full((len(start),), options.likelihood_eps, dtype=torch.float64, device=self.device)
+                start = perturb_latents(self.process, start, perturbation, t)
+                with torch.no_grad():
+                    residual = self._residual(encoded.z, perturbation, noise)
+            likelihood = ode_log_likelihood(
+                self.process,
+                self._exact_score,
+                start,
+                probe,
+                start=options.likelihood_eps,
+                solver=options.likelihood_solver,
+                rtol=options.likelihood_rtol,
+                atol=options.likelihood_atol,
+                n_steps=options.likelihood_n_steps or None,
+                published_behaviour=self.config.run.published_behaviour,
+            )
+        diffusion = {"divergence": -likelihood.divergence, "prior": -likelihood.prior["x"]}
+        if residual is not None:
+            diffusion["residual"] = residual
+        return self._joint_likelihood(diffusion, encoded, likelihood.n_evaluations)
+
+    def _normal(self, noise: Noise) -> torch.Tensor:
+        return noise.normal(*self.data_shape)
+
+    def _probe(self, noise: Noise) -> torch.Tensor:
+        gaussian = self.config.likelihood.likelihood_hutchinson_type == "gaussian"
+        return self._normal(noise) if gaussian else noise.rademacher(*self.data_shape)
+
+    def _residual(self, latents: torch.Tensor, perturbation: torch.Tensor, noise: Noise) -> torch.Tensor:
+        other = self._normal(noise) if self.config.run.published_behaviour else None
+        smallest = self.config.likelihood.likelihood_eps
+        return reconstruction_residual(self.process, self._exact_score, latents, smallest, perturbation, other)
+
+    def _joint_likelihood(
+        self, diffusion: dict[str, torch.Tensor], encoded: FlowOutput, n_evaluations: int
+    ) -> LogLikelihood:
+        """From -log p(z), in nats and in parts, to -log p(x) in bits/dim."""
+        n_dimensions = math.prod(self.data_shape)
+        terms = {**diffusion, "log_determinant": -encoded.log_determinants.sum(1), "code": encoded.kl}
+        converted = in_bits_per_dimension(terms, n_dimensions, self.scale)
+        latent = torch.stack([converted[name] for name in diffusion]).sum(0)
+        value = torch.stack(list(converted.values())).sum(0)
+        return LogLikelihood(value, converted, n_evaluations, {"latent": latent})
+
+    def sample(self, noise: Noise) -> Samples:
+        """Latents by ``--sampling_method``, codes from their prior, and the flow's inverse."""
+        with self._averaged():
+            latents, n_evaluations = self._sample_latents(noise, None)
+            return Samples(self._decode(latents, self._sample_codes(noise)), n_evaluations)
+
+    def trajectory(self, noise: Noise) -> dict[str, torch.Tensor]:
+        """The latents of samples along their diffusion, from noise on, and the data that the flow makes of each."""
+        states: list[torch.Tensor] = []
+        with self._averaged():
+            latents, _ = self._sample_latents(noise, states)
+            codes = self._sample_codes(noise)
+            shown = [states[round(index)] for index in np.linspace(0, len(states) - 1, N_FRAMES - 1)] + [latents]
+            data = torch.stack([self._decode(state, codes) for state in shown], dim=1)
+        return {"latent": self.scale.to_unit_interval(torch.stack(shown, dim=1).float()), "data": data}
+
+    def _sample_latents(self, noise: Noise, states: list[torch.Tensor] | None) -> tuple[torch.Tensor, int]:
+        """Latents and network evaluations; states on the way go into ``states``."""
+        options, joint, chain = self.config.sampling, self.config.joint, self.config.predictor_corrector
+        published = self.config.run.published_behaviour
+        state = prior_sample(self.process, self._normal(noise))
+        if joint.data_mean:
+            state = state + self._mean_of_latents()
+        if options.sampling_method == "ode":
+            solver: dict[str, Any] = {
+                "solver": options.sampling_solver,
+                "rtol": options.sampling_rtol,
+                "atol": options.sampling_atol,
+                "n_steps": options.sampling_n_steps or None,
+            }
+            if states is not None:
+                states += probability_flow_path(
+                    self.process, self._sampling_score, state, N_FRAMES, options.sampling_eps, **solver
+                )
+            latents, n_evaluations = probability_flow(
+                self.process,
+                self._sampling_score,
+                state,
+                sampling_eps=options.sampling_eps,
+                denoise=False,
+                published_behaviour=published,
+                **solver,
+            )
+            if options.denoising:
+                with torch.no_grad():
+                    latents = end_step(self.process, self._sampling_score, latents, options.sampling_eps)
+                n_evaluations += 1
+            return latents, n_evaluations
+        common: dict[str, Any] = {
+            "n_steps": options.n_discrete_steps,
+            "sampling_eps": options.sampling_eps,
+            "normal": partial(self._normal, noise),
+            "published_behaviour": published,
+            "on_step": None if states is None else lambda t, x: states.append(x),  # noqa: ARG005
+        }
+        if joint.pc_denoise:
+            return denoised_predictor_corrector(
+                self.process,
+                self._sampling_score,
+                state,
+                snrs=self._snrs(),
+                denoise_time=joint.pc_denoise_time,
+                **common,
+            )
+        return predictor_corrector(
+            self.process,
+            self._sampling_score,
+            state,
+            predictor=chain.predictor,
+            corrector=chain.corrector,
+            n_corrector_steps=chain.n_steps_each,
+            snr=self._snrs(),
+            denoise=options.denoising,
+            **common,
+        )
+
+    def _snrs(self) -> list[float]:
+        """Of the Langevin steps at each time."""
+        joint, snr = self.config.joint, self.config.predictor_corrector.snr
+        n_steps = self.config.sampling.n_discrete_steps
+        if joint.snr_scheduling == "none":
+            return [snr] * n_steps
+        begin, end = joint.begin_snr or snr, joint.end_snr or snr
+        return [begin + (end - begin) * index / n_steps for index in range(n_steps)]
+
+    def _sample_codes(self, noise: Noise) -> torch.Tensor:
+        return self.flow.sample_code(noise.normal(self.flow.code_size), self.config.run.published_behaviour)
+
+    def _decode(self, latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Images float32 (B, C, H, W) in [0, 1] of latents."""
+        options, published = self.config.joint, self.config.run.published_behaviour
+        settings = InverseSettings(options.flow_inverse_tolerance, published_behaviour=published)
+        data = self.flow.inverse(options.temperature * latents, codes, settings)
+        return self.scale.to_unit_interval(data.float())
+
+    @torch.no_grad()
+    def _mean_of_latents(self) -> torch.Tensor:
+        """Mean over training images of what a latent becomes at t = 1, float64 (C, H, W).
+
+        Every rank computes it for itself: the ranks draw samples at times of their own.
+        """
+        if self._data_mean is None or self._data_mean[0] != self.state.step:
+            config, n_items = self.config, self.config.joint.data_mean_items
+            data = config.data
+            dataset = open_dataset(
+                data.dataset, "train", config.data_location, data.image_size, data.image_channels, config.run.seed
+            )
+            n_taken = min(n_items, dataset.length or n_items)
+            divisor = n_taken
+            if config.run.published_behaviour:
+                # Whole batches, and the number that was meant.
+                n_taken, divisor = -(-n_items // _DATA_MEAN_BATCH) * _DATA_MEAN_BATCH, n_items
+            total = torch.zeros(self.data_shape, dtype=torch.float64, device=self.device)
+            for first in range(0, n_taken, _DATA_MEAN_BATCH):
+                indices = torch.arange(first, min(first + _DATA_MEAN_BATCH, n_taken))
+                read = indices.numpy() if dataset.length is None else indices.numpy() % dataset.length
+                batch = dataset.read(read).to(self.device)
+                noise = Noise(config.evaluation.eval_seed, "mean of latents", indices, device=self.device)
+                total += latents_alone(self.flow, self._to_data(batch, noise), noise).sum(0, dtype=torch.float64)
+            end = self.process.transition(torch.ones((), dtype=torch.float64)).item()
+            self._data_mean = (self.state.step, end * total / divisor)
+        return self._data_mean[1]
+
+
+def _make_flow_updater(flow: InvertibleFlow, config: Config) -> Updater:
+    """By the general options, but for the learning rate and the rate of the average."""
+    options, joint = config.optimization, config.joint
+    optimizer = make_optimizer(
+        options.optimizer,
+        flow.parameters(),
+        joint.flow_learning_rate,
+        options.weight_decay,
+        betas=(ADAM_BETA1, options.adam_beta2),
+    )
+    return Updater(
+        flow,
+        optimizer,
+        ExponentialMovingAverage(flow.named_parameters(), joint.flow_ema_rate),
+        partial(warmed_up_learning_rate, joint.flow_learning_rate, options.n_warmup_iters),
+        options.grad_clip,
+    )

@@ -1,0 +1,238 @@
+"""Variational dequantization of a ScoreFlow model: training the dequantizer (``--mode train_deq``) and using it.
+
+Flow++ (Ho et al., arXiv 1902.00275, Section 3.1); Song et al., arXiv 2101.09258, Section 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.continuous.dequantization import dequantization_bound
+from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
+from models.flowpp.initialization import initialize_from_data
+from trainers.method import LogLikelihood, Method, Samples
+from trainers.networks import seeded
+from trainers.scoreflow.method import ScoreFlow, check_scoreflow
+from trainers.single_network import SingleNetwork
+from trainers.state import TrainingState
+from trainers.update import make_updater
+from util.config import Config
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.ema import ExponentialMovingAverage
+from util.errors import UsageError
+from util.noise import Noise, derive_seed
+from util.run_file import read_run_file, update_run_file
+from util.snapshot import RUNNING, choose_snapshot, inspect_snapshot, read_snapshot
+
+NETWORK = "dequantizer"
+_PREFIX = "dequantizer_"
+
+
+def check_scoreflow_and_dequantizer(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    check_scoreflow(config)
+    if config.run.mode == "train_deq":
+        _settings(config.flat(), config.run.published_behaviour, "the configuration")
+
+
+def build_scoreflow(config: Config, distributed: Distributed) -> Method:
+    """A score model to train or evaluate, with the dequantizer of ``--eval_dequantizer``; or a dequantizer to train."""
+    if config.run.mode == "train_deq":
+        return DequantizerTraining(config, distributed)
+    model = ScoreFlow(config, distributed)
+    if config.dequantizer.eval_dequantizer:
+        network = _load_averaged(Path(config.dequantizer.dequantizer_ckpt_file), config, distributed.device)
+        model.dequantize = partial(_dequantize, network, model)
+    return model
+
+
+def choose_score_snapshot(config: Config) -> Path:
+    """The snapshot of the score model that ``--mode train_deq`` trains for: always the one the run began with.
+
+    ``run.json`` of the dequantizer's folder remembers it.
+
+    Raises:
+        UsageError: there is none, it is damaged, or it is not the one that the run began with.
+    """
+    folder = config.model_folder / "checkpoints"
+    before = read_run_file(config.workdir).get("score_snapshot")
+    name = config.dequantizer.score_checkpoint or (before["path"] if before else "")
+    path = choose_snapshot(folder, name, "--score_checkpoint")
+    if path is None:
+        raise UsageError(
+            f"--mode train_deq: no intact snapshot in {folder}; train the score model first, or name one with "
+            "--score_checkpoint"
+        )
+    found = inspect_snapshot(path)
+    kept = path.with_name(f"checkpoint_{found.step}.pth")
+    # The running one is replaced when the score model's training goes on.
+    if path.name == RUNNING and kept.is_file() and inspect_snapshot(kept).sha256 == found.sha256:
+        path = kept
+    if before and before["sha256"] != found.sha256:
+        raise UsageError(
+            f"{path} (step {found.step}) is not the score model of step {before['step']} that this dequantizer is "
+            "being trained for; give that one with --score_checkpoint, or start again with --overwrite"
+        )
+    update_run_file(
+        config.workdir, score_snapshot={"path": str(path.absolute()), "step": found.step, "sha256": found.sha256}
+    )
+    return path
+
+
+def choose_dequantizer_snapshot(config: Config) -> tuple[Path, str]:
+    """The snapshot that ``--dequantizer_ckpt_file`` names, or the newest intact one, and its SHA-256.
+
+    Raises:
+        UsageError: there is none, or it is damaged.
+    """
+    folder = config.dequantizer_folder / "checkpoints"
+    path = choose_snapshot(folder, config.dequantizer.dequantizer_ckpt_file, "--dequantizer_ckpt_file")
+    if path is None:
+        raise UsageError(
+            f"--eval_dequantizer: no intact snapshot in {folder}; train one with --mode train_deq, or name one with "
+            "--dequantizer_ckpt_file"
+        )
+    return path, inspect_snapshot(path).sha256
+
+
+def _settings(options: Mapping[str, Any], published_behaviour: bool, where: str) -> DequantizerSettings:
+    """Settings from options by their flags' names."""
+    names = [field.name for field in dataclasses.fields(DequantizerSettings)]
+    flags = {name: _PREFIX + name for name in names if name not in ("image_shape", "published_behaviour")}
+    for flag in ("image_channels", "image_size", *flags.values()):
+        if flag not in options:
+            raise UsageError(f"{where}: it does not say '{flag}'; is it the snapshot of a dequantizer?")
+    return DequantizerSettings(
+        image_shape=(options["image_channels"], options["image_size"], options["image_size"]),
+        published_behaviour=published_behaviour,
+        **{name: options[flag] for name, flag in flags.items()},
+    )
+
+
+def _load_averaged(path: Path, config: Config, device: torch.device) -> Dequantizer:
+    """The dequantizer of a snapshot with its averaged weights, of the sizes that the snapshot says."""
+    state, where = read_snapshot(path), str(path)
+    settings = _settings(state.get("config", {}), config.run.published_behaviour, where)
+    shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+    if settings.image_shape != shape:
+        raise UsageError(
+            f"{where}: its images have the shape {settings.image_shape}, those of the score model {shape}; give a "
+            "dequantizer of the same data set"
+        )
+    network = Dequantizer(settings)
+    ema = ExponentialMovingAverage(network.named_parameters(), 0.0)
+    TrainingState({NETWORK: network}, {NETWORK: ema}, {}).load_networks(state, where)
+    network.load_state_dict(ema.shadow)
+    return network.to(device).requires_grad_(False).eval()
+
+
+def _dequantize(
+    network: Callable[..., tuple[torch.Tensor, torch.Tensor]], model: ScoreFlow, batch: torch.Tensor, noise: Noise
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Data with noise from the dequantizer, and -log of its density; see ``trainers.scoreflow.method.Dequantize``."""
+    u, minus_log_q = network(noise.normal(*model.data_shape), batch.float() / 255)
+    return model.scale.dequantize(batch, u), minus_log_q
+
+
+class DequantizerTraining:
+    """``--mode train_deq`` of the ``scoreflow`` system; see ``trainers.method.Method``.
+
+    The objective is a bound on -log P of the grey levels in nats, times always drawn by importance and the small times
+    always accounted for. The score model, of which the averaged weights are taken, does not change; likelihoods are
+    those of the score model with the dequantizer as it is.
+
+    Args:
+        config: checked, with the path of the score model's snapshot as ``score_checkpoint``.
+        distributed: this process's place.
+    """
+
+    unit = "bits/dim"
+    trajectory = None
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.distributed = distributed
+        self.device = distributed.device
+        self.model = ScoreFlow(config, distributed)
+        checkpoint = config.dequantizer.score_checkpoint
+        self.model.state.load_networks(read_snapshot(Path(checkpoint)), checkpoint)
+        self.model.network.load_state_dict(self.model.updater.ema.shadow, strict=False)
+        self.model.network.requires_grad_(False)
+        self.model.dequantize = self._averaged_dequantize
+        self._importance = self.model.time_density(config.likelihood.likelihood_eps)
+
+        settings = _settings(config.flat(), config.run.published_behaviour, "the configuration")
+        self.network = seeded(lambda: Dequantizer(settings), config.run.seed, self.device)
+        self.updater = make_updater(self.network, config.optimization, ema_warm_up=False)
+        self._training = SingleNetwork(NETWORK, self.updater, config, distributed)
+        self.state = self._training.state
+
+    @property
+    def likelihoods(self) -> Mapping[str, Callable[[torch.Tensor, Noise], LogLikelihood]]:
+        return self.model.likelihoods
+
+    def _averaged_dequantize(self, batch: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.updater.averaged(), torch.no_grad():
+            return _dequantize(self.network, self.model, batch, noise)
+
+    def _initialize(self, micro_batches: list[MicroBatch]) -> None:
+        """Weights from the first batch, of which every rank holds a part.
+
+        The micro-batches of a rank are taken together: without gradients they need less memory than one with them.
+        """
+        seed = self.config.run.seed
+        positions = torch.cat([batch.positions for batch in micro_batches])
+        noise = Noise(seed, "initialise dequantizer", positions, 0, self.device)
+        initialize_from_data(
+            self.network,
+            (noise.normal(*self.model.data_shape), torch.cat([batch.data for batch in micro_batches]).float() / 255),
+            self.distributed.sum,
+            seed=derive_seed(seed, "initialise dequantizer"),
+            published_behaviour=self.config.run.published_behaviour,
+        )
+        self.updater.ema.restart()
+
+    def _loss(self, network: Callable[..., Any], batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The objective for each sample in nats, float64 (B,)."""
+        x, minus_log_q = _dequantize(network, self.model, batch, noise)
+        self.model.network.eval()  # which its evaluations undo
+        terms = dequantization_bound(
+            self.model.process,
+            self.model.training_score,
+            x,
+            minus_log_q,
+            noise,
+            smallest_time=self.config.likelihood.likelihood_eps,
+            importance=self._importance,
+            published_behaviour=self.config.run.published_behaviour,
+        )
+        return torch.stack(list(terms.values())).sum(0)
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of the dequantizer, before the first of which its weights are initialised."""
+        if self.state.step == 0:
+            self._initialize(micro_batches)
+        metrics = self._training.step(
+            micro_batches,
+            lambda batch, noise: self._loss(self._training.network, batch.data, noise),
+            purpose="train dequantizer",
+        )
+        in_bits = metrics["loss"] / (math.prod(self.model.data_shape) * math.log(2)) + self.model.scale.offset
+        return {**metrics, "bits_per_dimension": in_bits}
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The objective with the averaged weights in nats, float64 (B,)."""
+        with self.updater.averaged(), torch.no_grad():
+            return self._loss(self.network, batch, noise)
+
+    def sample(self, noise: Noise) -> Samples:
+        """Samples of the score model."""
+        return self.model.sample(noise)

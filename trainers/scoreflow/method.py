@@ -1,0 +1,250 @@
+"""Maximum-likelihood training of score-based models: ScoreFlow (Song et al., arXiv 2101.09258)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
+from diffusion.continuous.bound import variational_bound
+from diffusion.continuous.importance import ClosedFormTimes
+from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.continuous.losses import scoreflow_loss
+from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.predictor_corrector import denoise, predictor_corrector
+from diffusion.continuous.prior import prior_sample
+from diffusion.continuous.process import ScoreFunction, expand
+from diffusion.continuous.samplers import probability_flow
+from diffusion.continuous.score import make_labelled_score
+from diffusion.continuous.sub_vp import SubVariancePreserving
+from diffusion.continuous.ve import VarianceExploding
+from diffusion.continuous.vp import VariancePreserving
+from trainers.method import LogLikelihood, Samples
+from trainers.networks import check_score_network, make_score_network
+from trainers.single_network import SingleNetwork
+from trainers.update import make_updater, with_autocast
+from util.config import Config
+from util.data.loader import MicroBatch
+from util.distributed import Distributed
+from util.errors import UsageError
+from util.noise import Noise
+
+SdeProcess = VariancePreserving | SubVariancePreserving | VarianceExploding
+
+Dequantize = Callable[[torch.Tensor, Noise], tuple[torch.Tensor, torch.Tensor]]
+"""From uint8 images (B, C, H, W) and noise to float data, and -log of the density of the noise that was added, in units
+of a grey level: nats, float64 (B,)."""
+
+
+def make_process(config: Config) -> SdeProcess:
+    """The forward process that the options describe."""
+    options = config.process
+    if options.sde == "vesde":
+        return VarianceExploding(options.sigma_min, options.sigma_max)
+    kind = SubVariancePreserving if options.sde == "subvpsde" else VariancePreserving
+    return kind(LinearBeta(options.beta0, options.beta1), linearised_start=config.run.published_behaviour)
+
+
+def check_scoreflow(config: Config) -> None:
+    """Raise UsageError for options that contradict each other."""
+    sde, objective, sampling = config.process.sde, config.objective, config.sampling
+    if sde not in ("vpsde", "subvpsde", "vesde"):
+        raise UsageError(f"--sde {sde} is not for --system scoreflow; use vpsde, subvpsde or vesde")
+    make_process(config)
+    if not config.data.is_image:
+        raise UsageError("--system scoreflow is for images; use --system cld for points")
+    check_score_network(config)
+    if objective.mixed_score:
+        raise UsageError("--mixed_score is not for --system scoreflow; set mixed_score = false")
+    if objective.weighting not in ("likelihood", "reweightedv2"):
+        raise UsageError(
+            f"--weighting {objective.weighting} is not for --system scoreflow; use likelihood or reweightedv2"
+        )
+    if objective.importance_sampling and objective.weighting != "likelihood":
+        raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
+    if objective.importance_sampling and sde == "vesde":
+        raise UsageError("--importance_sampling: the weight of vesde is the same at all times; leave it out")
+    if sampling.sampling_method not in ("ode", "pc"):
+        raise UsageError(f"--sampling_method {sampling.sampling_method} is not for --system scoreflow; use ode or pc")
+    if sampling.sampling_method == "pc":
+        _check_chain(config)
+
+
+def _check_chain(config: Config) -> None:
+    process, options = config.process, config.predictor_corrector
+    fewest = 2 if process.sde == "vesde" else max(2, int(max(process.beta0, process.beta0 + process.beta1)) + 1)
+    if config.sampling.n_discrete_steps < fewest:
+        raise UsageError(
+            f"--n_discrete_steps {config.sampling.n_discrete_steps}: --sampling_method pc needs at least {fewest}, "
+            "more than the largest beta(t)"
+        )
+    if options.predictor == options.corrector == "none":
+        raise UsageError("--predictor none --corrector none: nothing would be sampled; choose one of either")
+
+
+class ScoreFlow:
+    """The ``scoreflow`` system; see ``trainers.method.Method``.
+
+    Its likelihoods: "nelbo", the variational bound, and "negative_log_likelihood", by the probability-flow equation.
+
+    Args:
+        config: checked.
+        distributed: this process's place.
+    """
+
+    unit = "bits/dim"
+    trajectory = None
+
+    def __init__(self, config: Config, distributed: Distributed) -> None:
+        self.config = config
+        self.device = distributed.device
+        self.scale = PixelScale(centered=config.data.center_image)
+        self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+        self.process = make_process(config)
+        self._importance = (
+            self.time_density(config.objective.loss_eps) if config.objective.importance_sampling else None
+        )
+        self.network = make_score_network(config, self.data_shape[0], self.data_shape[0], self.device)
+        options = config.optimization
+        self.updater = make_updater(self.network, options, ema_warm_up=False)
+        self._training = SingleNetwork("score", self.updater, config, distributed)
+        self.state = self._training.state
+        self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
+        self.dequantize: Dequantize = self._dequantize_uniformly
+        self.training_score = self._score(self._training.network, options.autocast_train)
+        self._sampling_score = self._score(self.network, options.autocast_eval)
+        self._exact_score = self._score(self.network, autocast=False)
+
+    def time_density(self, smallest_time: float) -> ClosedFormTimes:
+        return ClosedFormTimes(self.process, smallest_time, published_behaviour=self.config.run.published_behaviour)
+
+    def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
+        called = with_autocast(network, self.device, self.config.optimization, autocast)
+
+        def predict(u: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            label = label.float()
+            output = called(u.float(), label).float()
+            return output / expand(label, output) if isinstance(self.process, VarianceExploding) else output
+
+        return make_labelled_score(self.process, predict)
+
+    def _dequantize_uniformly(self, batch: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.scale.dequantize(batch, noise.uniform(*self.data_shape))
+        return x, torch.zeros(len(batch), dtype=torch.float64, device=batch.device)
+
+    def _loss(self, score: ScoreFunction, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The objective for each sample, float64 (B,)."""
+        if self.config.data.uniform_dequantization:
+            x, _ = self._dequantize_uniformly(batch, noise)
+        else:
+            x = self.scale.to_data(batch)
+        objective = self.config.objective
+        return scoreflow_loss(
+            self.process,
+            score,
+            x,
+            noise.uniform(dtype=torch.float64),
+            noise.normal(*self.data_shape),
+            weighting=objective.weighting,
+            loss_eps=objective.loss_eps,
+            importance=self._importance,
+            reduce_mean=objective.reduce_mean,
+        )
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One update of the score network."""
+        return self._training.step(
+            micro_batches, lambda batch, noise: self._loss(self.training_score, batch.data, noise)
+        )
+
+    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """The training objective with the averaged weights, float64 (B,)."""
+        with self.updater.averaged(), torch.no_grad():
+            return self._loss(self._sampling_score, batch, noise)
+
+    def sample(self, noise: Noise) -> Samples:
+        """Samples by ``--sampling_method``, one for each entry of ``noise``."""
+        options, published = self.config.sampling, self.config.run.published_behaviour
+        prior = prior_sample(self.process, noise.normal(*self.data_shape))
+        with self.updater.averaged():
+            if options.sampling_method == "pc":
+                chain = self.config.predictor_corrector
+                state, n_evaluations = predictor_corrector(
+                    self.process,
+                    self._sampling_score,
+                    prior,
+                    predictor=chain.predictor,
+                    corrector=chain.corrector,
+                    n_steps=options.n_discrete_steps,
+                    snr=chain.snr,
+                    n_corrector_steps=chain.n_steps_each,
+                    sampling_eps=options.sampling_eps,
+                    denoise=options.denoising,
+                    normal=lambda: noise.normal(*self.data_shape),
+                    published_behaviour=published,
+                )
+            else:
+                state, n_evaluations = probability_flow(
+                    self.process,
+                    self._sampling_score,
+                    prior,
+                    sampling_eps=options.sampling_eps,
+                    denoise=False,
+                    solver=options.sampling_solver,
+                    rtol=options.sampling_rtol,
+                    atol=options.sampling_atol,
+                    n_steps=options.sampling_n_steps or None,
+                )
+                if options.denoising:
+                    state = denoise(self.process, self._sampling_score, state, options.sampling_eps)
+                    n_evaluations += 1
+        return Samples(self.scale.to_unit_interval(state.float()), n_evaluations)
+
+    def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """The variational bound at ``--bound_n_times`` times."""
+        options, smallest_time = self.config.bound, self.config.likelihood.likelihood_eps
+        x, minus_log_density = self.dequantize(batch, noise)
+        with self.updater.averaged():
+            terms = variational_bound(
+                self.process,
+                self._exact_score,
+                x,
+                noise,
+                n_times=options.bound_n_times,
+                smallest_time=smallest_time,
+                form=options.bound_form,
+                importance=self.time_density(smallest_time) if options.bound_importance_sampling else None,
+                offset=options.bound_offset,
+                published_behaviour=self.config.run.published_behaviour,
+            )
+        return self._in_bits(terms, minus_log_density, 0)
+
+    def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
+        """-log p(x) by the probability-flow equation; the trace estimator's probe is drawn once."""
+        options = self.config.likelihood
+        x, minus_log_density = self.dequantize(batch, noise)
+        draw = noise.rademacher if options.likelihood_hutchinson_type == "rademacher" else noise.normal
+        with self.updater.averaged():
+            likelihood = ode_log_likelihood(
+                self.process,
+                self._exact_score,
+                x,
+                draw(*self.data_shape),
+                start=options.likelihood_eps,
+                solver=options.likelihood_solver,
+                rtol=options.likelihood_rtol,
+                atol=options.likelihood_atol,
+                n_steps=options.likelihood_n_steps or None,
+                published_behaviour=self.config.run.published_behaviour,
+            )
+        terms = negative_log_likelihood_terms(self.process, likelihood)
+        return self._in_bits(terms, minus_log_density, likelihood.n_evaluations)
+
+    def _in_bits(
+        self, terms: dict[str, torch.Tensor], minus_log_density: torch.Tensor, n_evaluations: int
+    ) -> LogLikelihood:
+        """The terms of -log p(x) and what dequantization takes off, in bits/dim."""
+        terms = {**terms, "dequantization": -minus_log_density}
+        in_bits = in_bits_per_dimension(terms, self.data_shape[0] * self.data_shape[1] * self.data_shape[2], self.scale)
+        return LogLikelihood(torch.stack(list(in_bits.values())).sum(0), in_bits, n_evaluations)

@@ -1,1 +1,0 @@
-"""Published checkpoints of other programs, turned into snapshots."""
