@@ -9,12 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from diffusion.model import Samples
 from evaluators.detectors import Detector
 from evaluators.fid import evaluate_fid
 from evaluators.frechet_distance import Statistics
 from evaluators.job import Job
 from evaluators.samples import draw_samples
-from trainers.method import Samples
 from util.images import make_grid, save_png, side_by_side
 from util.noise import Noise
 

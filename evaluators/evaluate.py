@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusion.model import GenerativeModel
 from evaluators.compare import ComparesSamplers, compare_samplers
 from evaluators.detectors import load_detector
 from evaluators.fid import evaluate_fid, reference_statistics
@@ -15,7 +16,6 @@ from evaluators.likelihood import evaluate_likelihood
 from evaluators.loss import evaluate_loss
 from evaluators.pictures import check_two_dimensional, density_picture
 from evaluators.samples import evaluate_samples, evaluate_trajectory
-from trainers.method import Method
 from util.data.dataset import Dataset
 from util.distributed import Distributed
 from util.errors import UsageError
@@ -76,7 +76,7 @@ class EvaluationSettings:
 
 
 def run_evaluations(
-    method: Method,
+    method: GenerativeModel,
     train_dataset: Dataset,
     test_dataset: Dataset,
     settings: EvaluationSettings,

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from diffusion.model import Samples
 from evaluators.detectors import Detector
 from evaluators.frechet_distance import Statistics, compute_statistics, frechet_distance
 from evaluators.job import Job, nfe_entry
 from evaluators.samples import draw_samples
 from evaluators.statistics import dataset_statistics, load_statistics
-from trainers.method import Samples
 from util.data.dataset import Dataset
 from util.errors import UsageError
 from util.noise import Noise

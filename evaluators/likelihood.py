@@ -4,15 +4,21 @@ from typing import Any
 
 import torch
 
+from diffusion.model import GenerativeModel
 from evaluators.job import Job, dataset_fingerprint, mean_and_standard_error, n_test_items, nfe_entry
-from trainers.method import Method
 from util.data.dataset import Dataset
 
 _TERM, _APART = "term/", "apart/"
 
 
 def evaluate_likelihood(
-    job: Job, method: Method, dataset: Dataset, name: str, n_items: int | None, chunk_size: int, n_repeats: int = 1
+    job: Job,
+    method: GenerativeModel,
+    dataset: Dataset,
+    name: str,
+    n_items: int | None,
+    chunk_size: int,
+    n_repeats: int = 1,
 ) -> dict[str, Any] | None:
     """Mean of one of the method's likelihoods over the first ``n_items`` of a data set (None: all), and of each of
     its terms.

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
+from diffusion.model import GenerativeModel
 from evaluators.job import Job, dataset_fingerprint, mean_and_standard_error, n_test_items
-from trainers.method import Method
 from util.data.dataset import Dataset
 
 
 def evaluate_loss(
-    job: Job, method: Method, dataset: Dataset, n_items: int | None, chunk_size: int
+    job: Job, method: GenerativeModel, dataset: Dataset, n_items: int | None, chunk_size: int
 ) -> dict[str, Any] | None:
     """Mean of the training objective over the first ``n_items`` of a data set (None: all of them).
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion.model import GenerativeModel
 from evaluators.job import N_ITEMS_OF_ENDLESS_SET, Job, dataset_fingerprint, nfe_entry
-from trainers.method import Method
 from util.data.dataset import Dataset
 from util.errors import UsageError
 from util.images import colorize, magnified, save_png
@@ -47,7 +47,7 @@ def histogram_picture(samples: np.ndarray, data: np.ndarray) -> np.ndarray:
 
 
 def density_picture(
-    job: Job, method: Method, dataset: Dataset, n_points: int, chunk_size: int
+    job: Job, method: GenerativeModel, dataset: Dataset, n_points: int, chunk_size: int
 ) -> dict[str, Any] | None:
     """Write ``density.png``: exp(-NLL), or exp(-NELBO), on a grid of places over the range of the data.
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion.model import GenerativeModel, Samples
 from evaluators.job import Job, nfe_entry
 from evaluators.pictures import histogram_picture
-from trainers.method import Method, Samples
 from util.data.dataset import Dataset
 from util.errors import RunFailed
 from util.images import make_grid, make_strips, save_png, to_uint8
@@ -83,7 +83,7 @@ def evaluate_trajectory(
 
 def evaluate_samples(
     job: Job,
-    method: Method,
+    method: GenerativeModel,
     dataset: Dataset,
     n_samples: int,
     chunk_size: int,

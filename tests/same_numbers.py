@@ -1,4 +1,4 @@
-"""Whether a refactoring changed a number: what every setting resolves to, the trained state of every small one, the demo.
+"""Whether a refactoring changed a number: what settings resolve to, the trained state of small ones, the demo.
 
     python -m tests.same_numbers collect CHECKOUT NUMBERS.json
     python -m tests.same_numbers compare BEFORE.json AFTER.json

@@ -17,6 +17,7 @@ from evaluators.settings import due, settings_due
 from trainers.agreement import Agreement
 from trainers.method import Method
 from trainers.snapshot_interval import SnapshotInterval
+from trainers.step import TrainingStep
 from util.config import Config
 from util.data.dataset import Dataset
 from util.data.loader import MicroBatch
@@ -67,6 +68,10 @@ class Training:
             RunFailed: a loss was not finite, or a snapshot could not be written.
         """
         state, options = self.method.state, self.config.training
+        take_step = TrainingStep(
+            self.method, self.distributed, seed=self.config.run.seed, cont_nbr=self.config.run.cont_nbr,
+            total_batch_size=options.total_batch_size,
+        )  # fmt: skip
         agreement = Agreement(self.distributed, self.stop)
         progress = Progress("training", options.n_train_iters, state.step, "step", self.distributed.is_main)
         self._since = (time.perf_counter(), state.step)
@@ -79,7 +84,7 @@ class Training:
                 micro_batches = next(self.batches)
                 torch.manual_seed(self._dropout_seed(state.step))
                 agreement.begin(self.interval is not None and self.interval.due())
-                metrics = self.method.train_step(micro_batches)
+                metrics = take_step(micro_batches)
                 self._recent.append((state.step, micro_batches))
                 stopped, failed, wanted = agreement.end(state.step, self._guarded(metrics))
                 if failed:

@@ -1,46 +1,92 @@
-"""What the loop and the evaluators need from a system, and nothing else about it."""
+"""What the loop needs from a system beside a model: its losses, what they train, and what a snapshot holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
+from diffusion.model import GenerativeModel
 from trainers.state import TrainingState
+from trainers.update import Updater
 from util.data.loader import MicroBatch
 from util.noise import Noise
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Generated data.
-
-    Attributes:
-        data: float32 (B, C, H, W) in [0, 1] for images, (B, D) in data units for points.
-        n_evaluations: network evaluations (NFE) spent on this batch.
-    """
-
-    data: torch.Tensor
-    n_evaluations: int
+def always(_step: int) -> bool:
+    """Due at every step."""
+    return True
 
 
 @dataclass(frozen=True)
-class LogLikelihood:
-    """A likelihood, or a bound on one, for each sample.
+class Update:
+    """One update of one network within a step of training.
 
     Attributes:
-        value: float64 (B,), bits/dim for images, nats for points; lower is better.
-        terms: every term of ``value`` by name, each float64 (B,), in the unit of ``value``; they add up to it.
-        n_evaluations: right-hand sides of the probability-flow ODE (NFE), 0 where no ODE was solved.
-        apart: what is worth reporting beside them, likewise, such as the likelihood of a latent.
+        network: its name in ``Method.updaters``.
+        losses: the objective for each sample of a micro-batch, (B,), from a stream of noise with an entry for each.
+        purpose: of that noise.
+        prefix: of the metrics.
+        due: whether it is part of the step, from the number of completed steps.
     """
 
-    value: torch.Tensor
-    terms: dict[str, torch.Tensor]
-    n_evaluations: int
-    apart: dict[str, torch.Tensor] = field(default_factory=dict)
+    network: str
+    losses: Callable[[MicroBatch, Noise], torch.Tensor]
+    purpose: str = "train"
+    prefix: str = ""
+    due: Callable[[int], bool] = always
+
+
+class Method(GenerativeModel, Protocol):
+    """One published system: a model, and how it is trained.
+
+    A method that cannot do one of these raises UsageError when it is built, before any work.
+    """
+
+    state: TrainingState
+
+    @property
+    def updaters(self) -> Mapping[str, Updater]:
+        """Of each network that training changes."""
+        ...
+
+    @property
+    def updates(self) -> Sequence[Update]:
+        """The updates of a step, in their order. Empty for a method that takes its own steps."""
+        ...
+
+
+@runtime_checkable
+class TakesOwnSteps(Protocol):
+    """A method whose step is more than updates of one network each."""
+
+    def take_step(self, batches: list[tuple[MicroBatch, Noise]]) -> dict[str, torch.Tensor]:
+        """Update the networks once, on this rank's micro-batches; ``trainers.step`` counts the step.
+
+        Returns:
+            Scalars to log; ``loss``, ``gradient_norm`` and ``learning_rate`` among them.
+        """
+        ...
+
+
+@runtime_checkable
+class InitialisesFromData(Protocol):
+    """A method whose initial weights depend on the first batch."""
+
+    def initialise(self, micro_batches: list[MicroBatch]) -> None:
+        """Called once, before the first step of a new run, with that step's micro-batches."""
+        ...
+
+
+@runtime_checkable
+class ReportsMore(Protocol):
+    """A method that has something to add to what a step reports."""
+
+    def report(self, metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Further scalars, from those of a step."""
+        ...
 
 
 @runtime_checkable
@@ -54,46 +100,3 @@ class StartsFromWeights(Protocol):
             UsageError: there are none, or they do not fit the options.
         """
         ...
-
-
-class Method(Protocol):
-    """One published system.
-
-    Evaluation batches are what the data set holds: uint8 (B, C, H, W) images or float32 (B, D) points, on the rank's
-    device. ``noise`` is a stream with one entry for each sample of the batch. Evaluations use the averaged (EMA)
-    weights.
-    A method that cannot do one of these raises UsageError when it is built, before any work.
-    """
-
-    state: TrainingState
-    unit: str
-    """Unit of likelihoods: "bits/dim" or "nats"."""
-
-    @property
-    def likelihoods(self) -> Mapping[str, Callable[[torch.Tensor, Noise], LogLikelihood]]:
-        """By the name in ``results.json``, from (batch, noise): "nelbo", an upper bound on the negative log-likelihood,
-        "negative_log_likelihood", and whatever else the method has; the tightest last."""
-        ...
-
-    @property
-    def trajectory(self) -> Callable[[Noise], dict[str, torch.Tensor]] | None:
-        """How samples come about, where the method can show it: by name, images float (B, T, C, H, W) in [0, 1], the
-        finished ones last."""
-        ...
-
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One or several optimiser updates, after which ``state.step`` is one more.
-
-        Returns:
-            Scalars to log; ``loss``, ``gradient_norm`` and ``learning_rate`` among them.
-        """
-        ...
-
-    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
-        """The training objective for each sample, float64 (B,)."""
-        ...
-
-    def sample(self, noise: Noise) -> Samples:
-        """One sample for each entry of ``noise``."""
-        ...
-

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainers.update import Updater
 from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.named_shapes import describe_difference, shapes
@@ -22,6 +24,26 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler | None = None
     step: int = 0
+
+    @staticmethod
+    def of(
+        updaters: Mapping[str, Updater],
+        scaler: torch.amp.GradScaler | None,
+        frozen: Mapping[str, nn.Module] | None = None,
+    ) -> TrainingState:
+        """The state at the beginning of a run.
+
+        Args:
+            updaters: of the networks that training changes.
+            scaler: loss scale, where one is needed.
+            frozen: networks that a snapshot holds although training does not change them; they come first.
+        """
+        return TrainingState(
+            networks={**(frozen or {}), **{name: updater.network for name, updater in updaters.items()}},
+            emas={name: updater.ema for name, updater in updaters.items()},
+            optimizers={name: updater.optimizer for name, updater in updaters.items()},
+            scaler=scaler,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers only; tensors are the live ones, not copies."""

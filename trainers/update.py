@@ -131,23 +131,9 @@ def backward(
     return total * reducer.world_size
 
 
-def update(
-    losses: Sequence[Callable[[], torch.Tensor]],
-    updater: Updater,
-    reducer: GradientReducer,
-    step: int,
-    scaler: torch.amp.GradScaler | None = None,
-) -> dict[str, torch.Tensor]:
-    """One update of one network: ``backward``, then ``apply``.
-
-    Returns:
-        ``loss``, whose mean over ranks is the objective, ``gradient_norm``, ``learning_rate``.
-    """
-    loss = backward(losses, reducer, scaler)
-    metrics = updater.apply(step, scaler)
-    if scaler is not None:
-        scaler.update()
-    return {"loss": loss, **metrics}
+def compiled(network: nn.Module, options: OptimizationOptions) -> Callable[..., torch.Tensor]:
+    """The network as training calls it, through ``torch.compile`` where the options want that."""
+    return torch.compile(network) if options.compile else network
 
 
 def with_autocast(

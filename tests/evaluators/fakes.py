@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from trainers.method import LogLikelihood, Samples
+from diffusion.model import LogLikelihood, Samples, go_on
 from trainers.state import TrainingState
 from util.noise import Noise
 
@@ -38,6 +38,7 @@ class ImageMethod:
     """Values that depend on the whole batch they are computed in, as those of an adaptive solver do."""
 
     unit = "bits/dim"
+    heed = staticmethod(go_on)
 
     def __init__(self, shape: tuple[int, int, int] = (3, 4, 4), shift: float = 0.0) -> None:
         self.state = TrainingState({}, {}, {})
@@ -52,9 +53,6 @@ class ImageMethod:
         x = batch.float() / 255.0 + 0.1 * noise.normal(*self.shape)
         y = torch.nn.functional.conv2d(x, self.kernel, padding=1).tanh()
         return y.double().flatten(1).mean(1) + self.shift + 1e-3 * y.mean().double()
-
-    def train_step(self, batch: torch.Tensor, noise: Noise) -> dict[str, torch.Tensor]:
-        raise AssertionError("an evaluation does not train")
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         assert not torch.is_grad_enabled()
@@ -83,15 +81,13 @@ class GaussianMethod:
     """The exact model of ``Points``: standard normal samples and likelihood in nats."""
 
     unit = "nats"
+    heed = staticmethod(go_on)
     trajectory = None
 
     def __init__(self, dimension: int = 2) -> None:
         self.state = TrainingState({}, {}, {})
         self.dimension = dimension
         self.likelihoods = {"negative_log_likelihood": self.log_likelihood}
-
-    def train_step(self, batch: torch.Tensor, noise: Noise) -> dict[str, torch.Tensor]:
-        raise AssertionError("an evaluation does not train")
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         return batch.double().square().sum(1)

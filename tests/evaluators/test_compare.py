@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusion.model import Samples
 from evaluators.compare import ComparesSamplers, compare_samplers
 from evaluators.detectors import load_detector
 from evaluators.frechet_distance import compute_statistics
 from evaluators.job import Job
 from tests.evaluators.fakes import ImageMethod
-from trainers.method import Samples
 from util.distributed import Distributed
 from util.noise import Noise
 

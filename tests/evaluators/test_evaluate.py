@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion.model import Samples
 from evaluators.evaluate import EvaluationSettings, run_evaluations
 from evaluators.frechet_distance import compute_statistics, frechet_distance
 from tests.evaluators.fakes import GaussianMethod, ImageMethod, Images, Points
 from tests.evaluators.ranks import run_ranks
-from trainers.method import Samples
 from util.distributed import Distributed
 from util.errors import Preempted, RunFailed, UsageError
 from util.images import to_uint8

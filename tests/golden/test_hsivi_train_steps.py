@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import trainers.hsivi.method
+import trainers.step
 from tests.golden.hsivi_setup import StandIn, close
 from tests.golden.vectors import load
+from tests.trainers.steps import take_step
 from trainers.hsivi.method import HierarchicalMatching
 from util.config import Config
 from util.data.loader import MicroBatch
@@ -96,7 +98,8 @@ def test_iterations(name, monkeypatch):
         return StandIn(ARRAYS[f"stand_in/{next(networks)}"])
 
     monkeypatch.setattr(trainers.hsivi.method, "make_noise_network", make_network)
-    monkeypatch.setattr(trainers.hsivi.method, "Noise", RecordedNoise)
+    for module in (trainers.hsivi.method, trainers.step):
+        monkeypatch.setattr(module, "Noise", RecordedNoise)
     RecordedNoise.n_points = config.sampling.n_discrete_steps
     method = HierarchicalMatching(config, Distributed())
     np.testing.assert_array_equal(method.hierarchy.labels, run["timesteps"][: RecordedNoise.n_points])
@@ -112,7 +115,7 @@ def test_iterations(name, monkeypatch):
         recorded = {key.removeprefix(prefix): value for key, value in run.items() if key.startswith(prefix)}
         RecordedNoise.recorded = recorded
         first = method.state.step * len(positions)
-        metrics = method.train_step([MicroBatch(torch.empty(0), first + positions)])
+        metrics = take_step(method, [MicroBatch(torch.empty(0), first + positions)])
         assert method.state.step == recorded["step"]
         assert ("phi_loss" in metrics) == recorded["phi_updated"]
         for loss, before in (("f", ""), ("phi", "phi_")):

@@ -7,10 +7,10 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from trainers.import_checkpoint import convert, main
 
 from tests.golden.test_scoreflow_network import FOLDER, FULL_SIZES, ddpmpp
 from tests.golden.vectors import load
+from trainers.import_checkpoint import convert, main
 from trainers.scoreflow.importer import from_flax, module_order, our_names
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, parse_flax_checkpoint

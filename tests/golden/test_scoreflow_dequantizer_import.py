@@ -6,11 +6,11 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from trainers.import_checkpoint import main
 
 from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
 from tests.golden import vectors
 from tests.golden.flowpp_setup import assert_near, channels_last, image
+from trainers.import_checkpoint import main
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, parse_flax_checkpoint
 from util.snapshot import read_snapshot

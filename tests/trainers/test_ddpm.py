@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainers.steps import take_step
 from trainers.check import check_config
 from trainers.ddpm.method import NoisePrediction, label_scale
 from util.config import parse_config
@@ -36,12 +37,12 @@ def micro_batches(n: int, n_parts: int) -> list[MicroBatch]:
 
 def test_training_lowers_the_loss_and_does_not_depend_on_micro_batches():
     whole, parts = (make("--learning_rate", "5e-3") for _ in range(2))
-    first = whole.train_step(micro_batches(8, 1))
-    again = parts.train_step(micro_batches(8, 4))
+    first = take_step(whole, micro_batches(8, 1))
+    again = take_step(parts, micro_batches(8, 4))
     for name in ("loss", "gradient_norm"):
         torch.testing.assert_close(first[name], again[name], rtol=1e-4, atol=0)
     assert first["loss"] == pytest.approx(1.0, rel=0.3)  # a new network predicts nothing
-    losses = [whole.train_step(micro_batches(8, 1))["loss"] for _ in range(30)]
+    losses = [take_step(whole, micro_batches(8, 1))["loss"] for _ in range(30)]
     assert sum(losses[-5:]) / 5 < 0.7 * first["loss"]
     assert whole.state.step == 31
     averaged = whole.validation_loss(batch(8), Noise(0, "test", torch.arange(8)))
@@ -117,10 +118,10 @@ def test_labels_are_rescaled_on_request():
 
 def test_improved_unet_can_be_trained_too():
     method = make("--name", "improved_unet", "--learn_sigma", "--num_heads", "2", "--noise_schedule", "cosine")
-    first = method.train_step(micro_batches(8, 2))
+    first = take_step(method, micro_batches(8, 2))
     assert first["gradient_norm"] > 0
     variance_outputs = method.network.out[2].weight[1:]
-    method.train_step(micro_batches(8, 2))
+    take_step(method, micro_batches(8, 2))
     assert (variance_outputs == 0).all()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainers.steps import take_step
 from trainers.run import open_datasets
 from trainers.scoreflow.dequantizer import (
     DequantizerTraining,
@@ -66,7 +67,7 @@ def make_training(workdir, **options) -> DequantizerTraining:
 def step(method: DequantizerTraining, images: torch.Tensor, n_micro_batches: int = 1) -> dict[str, torch.Tensor]:
     positions = torch.arange(12) + 12 * method.state.step
     pieces = positions.chunk(n_micro_batches)
-    return method.train_step([MicroBatch(images[piece], piece) for piece in pieces])
+    return take_step(method, [MicroBatch(images[piece], piece) for piece in pieces])
 
 
 def weights(method: DequantizerTraining) -> torch.Tensor:

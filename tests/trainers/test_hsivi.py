@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from models.log_gamma import LOG_GAMMA
+from tests.trainers.steps import take_step
 from tests.util.hsivi_checkpoint import published
 from trainers.ddpm.method import NoisePrediction
 from trainers.hsivi.method import HierarchicalMatching, check_hsivi, make_hierarchy_of
@@ -79,7 +80,7 @@ def step_batches(step: int, n_micro_batches: int = 1) -> list[MicroBatch]:
 
 def train(method: HierarchicalMatching, n_steps: int, n_micro_batches: int = 1) -> None:
     for _ in range(n_steps):
-        method.train_step(step_batches(method.state.step, n_micro_batches))
+        take_step(method, step_batches(method.state.step, n_micro_batches))
 
 
 def weights(method: HierarchicalMatching, name: str) -> dict[str, torch.Tensor]:

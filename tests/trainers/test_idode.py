@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffusion.log_snr.dequantization import UNIFORM_START_GAMMA
+from tests.trainers.steps import take_step
 from trainers.idode.augmentation import flip_and_rotate
 from trainers.idode.method import DiffusionOde, check_idode
 from util.config import Config
@@ -62,7 +63,7 @@ def times_of_step(monkeypatch, n_pieces: int) -> torch.Tensor:
     monkeypatch.setattr("trainers.idode.method.diffusion_terms", record)
     method = make_method()
     method.state.step = 3
-    method.train_step(micro_batches(n_pieces, step=3))
+    take_step(method, micro_batches(n_pieces, step=3))
     return torch.cat(seen)
 
 
@@ -77,7 +78,7 @@ def test_times_are_antithetic_over_the_whole_batch_however_it_is_cut(monkeypatch
 def test_a_step_does_not_depend_on_its_micro_batches(options):
     whole, cut = make_method(**options), make_method(**options)
     for step in range(2):
-        of_whole, of_cut = whole.train_step(micro_batches(1, step)), cut.train_step(micro_batches(4, step))
+        of_whole, of_cut = take_step(whole, micro_batches(1, step)), take_step(cut, micro_batches(4, step))
         torch.testing.assert_close(of_whole["loss"], of_cut["loss"], rtol=1e-5, atol=0)
         torch.testing.assert_close(of_whole["gradient_norm"], of_cut["gradient_norm"], rtol=1e-4, atol=0)
 
@@ -85,7 +86,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(options):
 def test_every_parameter_is_trained_and_only_biases_escape_weight_decay():
     method = make_method()
     before = copy.deepcopy(method.network.state_dict())
-    method.train_step(micro_batches())
+    take_step(method, micro_batches())
     assert all(not torch.equal(before[name], value) for name, value in method.network.state_dict().items())
     decayed, exempt = method.updater.optimizer.param_groups
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.01, 0.0)
@@ -97,7 +98,7 @@ def test_every_parameter_is_trained_and_only_biases_escape_weight_decay():
 def test_fine_tuning_keeps_the_optimiser_and_adds_the_second_order_objective():
     first = make_method()
     for step in range(2):
-        first.train_step(micro_batches(1, step))
+        take_step(first, micro_batches(1, step))
     saved = copy.deepcopy(first.state.state_dict())
     second = make_method(second_order=True)
     second.state.load_state_dict(saved, "test")
@@ -112,7 +113,7 @@ def test_fine_tuning_keeps_the_optimiser_and_adds_the_second_order_objective():
     ]
     assert (validation[1] > validation[0]).all()
     assert not validation[1].requires_grad
-    losses = [method.train_step(micro_batches(1, 2))["loss"] for method in (first, second)]
+    losses = [take_step(method, micro_batches(1, 2))["loss"] for method in (first, second)]
     assert losses[1] > losses[0]
 
 
@@ -207,5 +208,5 @@ def test_contradictions(options, message):
 
 def test_noise_prediction_trains():
     method = make_method(velocity=False, importance_sampling=False, antithetic_time_sampling=False)
-    assert method.train_step(micro_batches())["loss"].isfinite()
+    assert take_step(method, micro_batches())["loss"].isfinite()
     assert method.validation_loss(micro_batches()[0].data, Noise(0, "test", torch.arange(N_SAMPLES))).isfinite().all()

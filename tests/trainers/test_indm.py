@@ -13,6 +13,7 @@ from diffusion.continuous.gaussian import GaussianData
 from models.ncsnpp import NCSNpp
 from models.residual_flow import FlowOutput, InvertibleFlow
 from tests.evaluators.ranks import run_ranks
+from tests.trainers.steps import take_step
 from trainers.indm.method import JointDiffusion, check_indm, flow_settings
 from trainers.networks import ncsnpp_settings
 from util.config import Config, parse_config
@@ -100,7 +101,7 @@ def weights_after_two_steps(distributed: Distributed, *flags: str) -> dict[str, 
     share = 8 // distributed.world_size
     first = share * distributed.rank
     for step in range(2):
-        method.train_step([batch(first, first + share, step)])
+        take_step(method, [batch(first, first + share, step)])
     return {
         f"{name}.{key}": tensor
         for name, network in method.state.networks.items()
@@ -123,13 +124,13 @@ def test_two_ranks_do_what_one_does(tmp_path):
 
 def test_a_loaded_state_goes_on_bit_for_bit():
     method, resumed = (JointDiffusion(make_config(), Distributed()) for _ in range(2))
-    method.train_step([batch(0, 8)])
-    resumed.train_step([batch(0, 8, 5)])
+    take_step(method, [batch(0, 8)])
+    take_step(resumed, [batch(0, 8, 5)])
     resumed.state.load_state_dict(copy.deepcopy(method.state.state_dict()), "test")
     torch.manual_seed(1)
-    first = method.train_step([batch(0, 8, 1)])
+    first = take_step(method, [batch(0, 8, 1)])
     torch.manual_seed(1)
-    second = resumed.train_step([batch(0, 8, 1)])
+    second = take_step(resumed, [batch(0, 8, 1)])
     for name in first:
         assert torch.equal(first[name], second[name]), name
     for name, network in method.state.networks.items():
@@ -140,7 +141,7 @@ def test_a_loaded_state_goes_on_bit_for_bit():
 def test_micro_batches_are_averaged_and_added_up_as_published():
     halves = [batch(0, 4), batch(4, 8)]
     ours, published = (
-        JointDiffusion(make_config("--published_behaviour", flag), Distributed()).train_step(halves)
+        take_step(JointDiffusion(make_config("--published_behaviour", flag), Distributed()), halves)
         for flag in ("false", "true")
     )
     torch.testing.assert_close(published["loss"], 2 * ours["loss"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.ncsnpp import NCSNpp
+from tests.trainers.steps import take_step
 from trainers.networks import ncsnpp_settings
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
 from util.config import Config, parse_config
@@ -65,7 +66,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(options):
     methods = [make_method(**options) for _ in range(2)]
     for method, n_pieces in zip(methods, (1, 4), strict=True):
         pieces = zip(images().chunk(n_pieces), torch.arange(N_SAMPLES).chunk(n_pieces), strict=True)
-        metrics = method.train_step([MicroBatch(data, positions) for data, positions in pieces])
+        metrics = take_step(method, [MicroBatch(data, positions) for data, positions in pieces])
         assert all(value.isfinite().all() for value in metrics.values())
         assert method.state.step == 1
     for whole, cut in zip(*(method.network.parameters() for method in methods), strict=True):
@@ -119,7 +120,7 @@ def test_sampling(sde, sampling_method):
 def test_averages_follow_their_decay_from_the_first_step():
     method = make_method(ema_rate=0.9)
     before = {name: values.clone() for name, values in method.updater.ema.shadow.items()}
-    method.train_step([MicroBatch(images(), torch.arange(N_SAMPLES))])
+    take_step(method, [MicroBatch(images(), torch.arange(N_SAMPLES))])
     for name, parameter in method.network.named_parameters():
         expected = 0.9 * before[name] + 0.1 * parameter.detach()
         torch.testing.assert_close(method.updater.ema.shadow[name], expected)

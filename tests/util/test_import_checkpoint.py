@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainers.import_checkpoint import main
 
 from models.ncsnpp import NCSNpp, NCSNppSettings
+from trainers.import_checkpoint import main
 from util.ema import ExponentialMovingAverage
 from util.snapshot import inspect_snapshot, read_snapshot
 

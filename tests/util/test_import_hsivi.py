@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.import_checkpoint import main
 
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.log_gamma import LOG_GAMMA, add_log_gamma
 from tests.util.hsivi_checkpoint import layout_checkpoint, layout_shapes
+from trainers.import_checkpoint import main
 from util.snapshot import inspect_snapshot, read_snapshot
 
 

@@ -4,10 +4,11 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from trainers.import_checkpoint import main
 
 from models.vdm_unet import VDMUNet, VDMUNetSettings
+from tests.trainers.steps import take_step
 from tests.trainers.test_idode import make_method, micro_batches
+from trainers.import_checkpoint import main
 from util.snapshot import read_snapshot
 
 SETTINGS = VDMUNetSettings(n_image_channels=1, gamma_min=-13.3, gamma_max=5.0, n_channels=32, n_resblocks=1)
@@ -80,7 +81,7 @@ def test_imported_run_goes_on_with_its_moments(tmp_path, accumulated):
         torch.testing.assert_close(moments["exp_avg_sq"], 0.01 * (expected + 0.01).detach())
     decays = [group["weight_decay"] for group in method.updater.optimizer.param_groups]
     assert decays == [0.01, 0.0]
-    assert method.train_step(micro_batches())["loss"].isfinite()
+    assert take_step(method, micro_batches())["loss"].isfinite()
 
 
 def remove_parameter(contents):

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from trainers.import_checkpoint import main
 
 from models.ncsnpp import NCSNpp, NCSNppSettings
 from models.residual_flow import FlowSettings, InvertibleFlow
+from trainers.import_checkpoint import main
 from util.ema import ExponentialMovingAverage
 from util.snapshot import read_snapshot
 

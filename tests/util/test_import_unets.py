@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainers.import_checkpoint import main
 
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
 from trainers.ddpm.importer import ddpm_unet_shapes, improved_unet_shapes
+from trainers.import_checkpoint import main
 from util.ema import ExponentialMovingAverage
 from util.named_shapes import shapes
 from util.snapshot import read_snapshot

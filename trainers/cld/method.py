@@ -18,10 +18,11 @@ from diffusion.continuous.process import Process, initial_state, state_shape
 from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.continuous.score import make_score
 from diffusion.continuous.vp import VariancePreserving
-from trainers.method import LogLikelihood, Samples
+from diffusion.model import LogLikelihood, Samples, go_on, total
+from trainers.method import Update
 from trainers.networks import check_score_network, make_score_network
-from trainers.single_network import SingleNetwork
-from trainers.update import make_updater, with_autocast
+from trainers.state import TrainingState
+from trainers.update import compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -83,11 +84,14 @@ class ScoreMatching:
         factor = 2 if config.process.sde == "cld" else 1
         self.network = make_score_network(config, factor * self.data_shape[0], self.data_shape[0], self.device)
         self.updater = make_updater(self.network, config.optimization)
-        self._training = SingleNetwork("score", self.updater, config, distributed)
-        self.state = self._training.state
+        self.updaters = {"score": self.updater}
+        self.updates = [Update("score", self.training_losses)]
+        self.state = TrainingState.of(self.updaters, make_scaler(config.optimization, self.device))
+        self.heed: Callable[[], None] = go_on
         name = "nelbo" if self.process.velocity_variance is not None else "negative_log_likelihood"
         self.likelihoods = {name: self.negative_log_likelihood}
-        self._training_score = self._score(self._training.network, config.optimization.autocast_train)
+        optimization = config.optimization
+        self._training_score = self._score(compiled(self.network, optimization), optimization.autocast_train)
         self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
 
@@ -123,11 +127,9 @@ class ScoreMatching:
             importance=self._importance,
         )
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update of the score network."""
-        return self._training.step(
-            micro_batches, lambda batch, noise: self._loss(self._training_score, batch.data, noise)
-        )
+    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The objective for each sample, float64 (B,)."""
+        return self._loss(self._training_score, batch.data, noise)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
@@ -193,5 +195,4 @@ class ScoreMatching:
         terms = negative_log_likelihood_terms(self.process, likelihood)
         if self.is_image:
             terms = in_bits_per_dimension(terms, x[0].numel(), self.scale)
-        value = torch.stack(list(terms.values())).sum(0)
-        return LogLikelihood(value, terms, likelihood.n_evaluations)
+        return LogLikelihood(total(terms), terms, likelihood.n_evaluations)

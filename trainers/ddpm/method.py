@@ -12,10 +12,11 @@ from diffusion.discrete.bound import variational_bound
 from diffusion.discrete.ddim import ancestral, ddim
 from diffusion.discrete.ddpm import PredictNoise, noise_prediction_loss
 from diffusion.discrete.schedule import choose_labels, make_schedule
-from trainers.method import LogLikelihood, Samples
+from diffusion.model import LogLikelihood, Samples, go_on
+from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
-from trainers.single_network import SingleNetwork
-from trainers.update import make_updater, with_autocast
+from trainers.state import TrainingState
+from trainers.update import compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -70,10 +71,12 @@ class NoisePrediction:
         ).to(self.device)
         self.network = make_noise_network(config, self.device)
         self.updater = make_updater(self.network, optimization)
-        self._training = SingleNetwork("noise", self.updater, config, distributed)
-        self.state = self._training.state
+        self.updaters = {"noise": self.updater}
+        self.updates = [Update("noise", self.training_losses)]
+        self.state = TrainingState.of(self.updaters, make_scaler(optimization, self.device))
+        self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo}
-        self._training_prediction = self._prediction(self._training.network, optimization.autocast_train)
+        self._training_prediction = self._prediction(compiled(self.network, optimization), optimization.autocast_train)
         self._sampling_prediction = self._prediction(self.network, optimization.autocast_eval)
         self._exact_prediction = self._prediction(self.network, autocast=False)
 
@@ -89,11 +92,9 @@ class NoisePrediction:
             predict_noise, self.schedule, _on_interval(batch), labels, noise.normal(*self.data_shape)
         )
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update of the network."""
-        return self._training.step(
-            micro_batches, lambda batch, noise: self._loss(self._training_prediction, batch.data, noise)
-        )
+    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The objective for each sample, float64 (B,)."""
+        return self._loss(self._training_prediction, batch.data, noise)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""

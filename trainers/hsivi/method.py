@@ -28,13 +28,13 @@ from diffusion.discrete.hsivi import (
     sampling_layers,
 )
 from diffusion.discrete.schedule import choose_labels, make_schedule, teacher_labels
+from diffusion.model import LogLikelihood, Samples, go_on
 from models.log_gamma import LOG_GAMMA, add_log_gamma
-from trainers.gradients import GradientReducer
 from trainers.hsivi.pretrained import Pretrained, read_pretrained
-from trainers.method import LogLikelihood, Samples
+from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
 from trainers.state import TrainingState
-from trainers.update import ADAM_BETA1, Updater, make_scaler, update, with_autocast
+from trainers.update import ADAM_BETA1, Updater, make_scaler, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -159,15 +159,15 @@ class HierarchicalMatching:
 
         self._phi_updater = self._make_updater(self.phi, options.phi_learning_rate)
         self._f_updater = self._make_updater(self.f, options.f_learning_rate)
-        self._phi_reducer = GradientReducer(self.phi.parameters(), distributed)
-        self._f_reducer = GradientReducer(self.f.parameters(), distributed)
-        updaters = {"phi": self._phi_updater, "f": self._f_updater}
-        self.state = TrainingState(
-            networks={"teacher": self.teacher, "phi": self.phi, "f": self.f},
-            emas={name: updater.ema for name, updater in updaters.items()},
-            optimizers={name: updater.optimizer for name, updater in updaters.items()},
-            scaler=make_scaler(optimization, self.device),
+        self.updaters = {"phi": self._phi_updater, "f": self._f_updater}
+        self.updates = [
+            Update("phi", self._phi_losses, "phi", "phi_", due=lambda step: (step + 1) % options.f_learning_times == 0),
+            Update("f", self._f_losses, "f"),
+        ]
+        self.state = TrainingState.of(
+            self.updaters, make_scaler(optimization, self.device), frozen={"teacher": self.teacher}
         )
+        self.heed: Callable[[], None] = go_on
         networks = (self.phi, self.f, self.teacher)
         self._training = _Networks(*(self._called(network, training=True) for network in networks))
         self._evaluating = _Networks(*(self._called(network, training=False) for network in networks))
@@ -265,35 +265,21 @@ class HierarchicalMatching:
             drawn = noise.uniform(n_layers).argsort(dim=1)[:, :n_pairs] + 1
         return torch.where(mirrored[:, None], n_layers + 1 - drawn, drawn)
 
-    def _objective(self, purpose: str, batch: MicroBatch) -> torch.Tensor:
-        """This micro-batch's part of the mean phi or f loss over the total batch."""
-        run = self.config.run
+    def _phi_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The loss of the sampler phi for each chain, (B,)."""
         phi, f, teacher = self._training
-        noise = Noise(run.seed, f"{purpose} {run.cont_nbr}", batch.positions, self.state.step, self.device)
-        start = noise.normal(*self.data_shape)
-        normal = partial(noise.normal, *self.data_shape)
-        if purpose == "phi":
-            depths = self._depths(purpose, batch.positions, 1)[:, 0]
-            layer_noise = noise.normal(*self.data_shape)
-            with _frozen(self.f):
-                losses = phi_loss(self.hierarchy, phi, self.log_gamma, f, teacher, start, depths, layer_noise, normal)
-        else:
-            depths = self._depths(purpose, batch.positions, self.config.hsivi.f_pairs_per_chain)
-            losses = f_loss(self.hierarchy, phi, self.log_gamma, f, start, depths, normal)
-        return (losses.sum() / self.config.training.total_batch_size).float()
+        start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
+        depths = self._depths("phi", batch.positions, 1)[:, 0]
+        layer_noise = noise.normal(*self.data_shape)
+        with _frozen(self.f):
+            return phi_loss(self.hierarchy, phi, self.log_gamma, f, teacher, start, depths, layer_noise, normal)
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update of f; before it one of phi, if the number of the step is a multiple of ``f_learning_times``."""
-        step = self.state.step
-        metrics = {}
-        if (step + 1) % self.config.hsivi.f_learning_times == 0:
-            losses = [partial(self._objective, "phi", batch) for batch in micro_batches]
-            of_phi = update(losses, self._phi_updater, self._phi_reducer, step, self.state.scaler)
-            metrics = {f"phi_{name}": value for name, value in of_phi.items()}
-        losses = [partial(self._objective, "f", batch) for batch in micro_batches]
-        of_f = update(losses, self._f_updater, self._f_reducer, step, self.state.scaler)
-        self.state.step += 1
-        return {**of_f, **metrics}
+    def _f_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The loss of the score network f for each chain, (B,)."""
+        phi, f, _ = self._training
+        start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
+        depths = self._depths("f", batch.positions, self.config.hsivi.f_pairs_per_chain)
+        return f_loss(self.hierarchy, phi, self.log_gamma, f, start, depths, normal)
 
     @contextlib.contextmanager
     def _sampling_weights(self) -> Iterator[None]:

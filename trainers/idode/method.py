@@ -25,12 +25,13 @@ from diffusion.log_snr.dequantization import (
 from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
 from diffusion.log_snr.schedule import LogSnrSchedule, StraightPath, VariancePreservingPath, antithetic_times
 from diffusion.log_snr.velocity import NoisePrediction, Parameterisation, Predict, VelocityPrediction
+from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.vdm_unet import VDMUNet, VDMUNetSettings
 from trainers.idode.augmentation import flip_and_rotate
-from trainers.method import LogLikelihood, Samples
+from trainers.method import Update
 from trainers.networks import seeded
-from trainers.single_network import SingleNetwork
-from trainers.update import ADAM_BETA1, Updater, with_autocast
+from trainers.state import TrainingState
+from trainers.update import ADAM_BETA1, Updater, compiled, make_scaler, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -130,11 +131,13 @@ class DiffusionOde:
             ),
             optimization.grad_clip,
         )
-        self._training = SingleNetwork("score", self.updater, config, distributed)
-        self.state = self._training.state
+        self.updaters = {"score": self.updater}
+        self.updates = [Update("score", self.training_losses)]
+        self.state = TrainingState.of(self.updaters, make_scaler(optimization, self.device))
+        self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
         self._training_network = with_autocast(
-            self._training.network, self.device, optimization, optimization.autocast_train
+            compiled(self.network, optimization), self.device, optimization, optimization.autocast_train
         )
         self._sampling_network = with_autocast(self.network, self.device, optimization, optimization.autocast_eval)
         self._exact_network = with_autocast(self.network, self.device, optimization, enabled=False)
@@ -172,28 +175,27 @@ class DiffusionOde:
         )
         return in_bits_per_dimension(terms, x[0].numel(), None)
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update of the network."""
-        run, step, options = self.config.run, self.state.step, self.config.log_snr
-        n_samples = self.config.training.total_batch_size
-        step_noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step, self.device)
-        start = step_noise.uniform(dtype=torch.float64)[0]
+    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The objective for each sample in bits/dim, float64 (B,)."""
+        options, n_samples = self.config.log_snr, self.config.training.total_batch_size
+        levels, conditioning = batch.data, torch.zeros(len(batch.data), device=self.device)
+        if options.augmentation:
+            levels, conditioning = flip_and_rotate(levels, noise)
+        if options.antithetic_time_sampling:
+            t = antithetic_times(self._first_time(), batch.positions % n_samples, n_samples)
+        else:
+            t = noise.uniform(dtype=torch.float64)
+        # Fused attention kernels have no second derivative.
+        attention = sdpa_kernel(SDPBackend.MATH) if options.second_order else contextlib.nullcontext()
+        with attention:
+            terms = self._terms(self._training_network, levels, conditioning, t, noise, options.second_order)
+        return sum(terms.values(), torch.zeros_like(t))
 
-        def losses_of(batch: MicroBatch, noise: Noise) -> torch.Tensor:
-            levels, conditioning = batch.data, torch.zeros(len(batch.data), device=self.device)
-            if options.augmentation:
-                levels, conditioning = flip_and_rotate(levels, noise)
-            if options.antithetic_time_sampling:
-                t = antithetic_times(start, batch.positions % n_samples, n_samples)
-            else:
-                t = noise.uniform(dtype=torch.float64)
-            # Fused attention kernels have no second derivative.
-            attention = sdpa_kernel(SDPBackend.MATH) if options.second_order else contextlib.nullcontext()
-            with attention:
-                terms = self._terms(self._training_network, levels, conditioning, t, noise, options.second_order)
-            return sum(terms.values(), torch.zeros_like(t))
-
-        return self._training.step(micro_batches, losses_of)
+    def _first_time(self) -> torch.Tensor:
+        """Where the evenly spread times of a step begin: one number for all of its samples."""
+        run, step = self.config.run, self.state.step
+        noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step, self.device)
+        return noise.uniform(dtype=torch.float64)[0]
 
     def _evaluated_terms(
         self, network: Callable[..., torch.Tensor], batch: torch.Tensor, noise: Noise, second_order: bool
@@ -206,7 +208,7 @@ class DiffusionOde:
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,), bits/dim."""
         terms = self._evaluated_terms(self._sampling_network, batch, noise, self.config.log_snr.second_order)
-        return torch.stack(list(terms.values())).sum(0)
+        return total(terms)
 
     def sample(self, noise: Noise) -> Samples:
         """Images by the ODE, one for each entry of ``noise``."""
@@ -227,7 +229,7 @@ class DiffusionOde:
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound on -log P(levels), at one draw."""
         terms = self._evaluated_terms(self._exact_network, batch, noise, second_order=False)
-        return LogLikelihood(torch.stack(list(terms.values())).sum(0), terms, 0)
+        return LogLikelihood(total(terms), terms, 0)
 
     def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """-log P(levels) of the ODE, or rather the bound on it that dequantization gives, at one draw of it or K."""
@@ -255,7 +257,7 @@ class DiffusionOde:
         terms = importance_weighted_terms(draws, published_behaviour=published)
         scale = self.scale if options.dequantization == "uniform" else None
         terms = in_bits_per_dimension(terms, batch[0].numel(), scale)
-        return LogLikelihood(torch.stack(list(terms.values())).sum(0), terms, n_evaluations)
+        return LogLikelihood(total(terms), terms, n_evaluations)
 
     def _dequantize(self, levels: torch.Tensor, noise: Noise) -> Dequantized:
         options, published, shape = self.config.log_snr, self.config.run.published_behaviour, self.data_shape

@@ -29,12 +29,13 @@ from diffusion.continuous.samplers import probability_flow
 from diffusion.continuous.score import make_labelled_score
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
+from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.residual_flow import FlowOutput, FlowSettings, InverseSettings, InvertibleFlow, draw_flow_noise
 from trainers.indm.joint_step import Draws, JointObjective, JointStep, StepFunction, latents_alone
-from trainers.method import LogLikelihood, Samples
+from trainers.method import Update
 from trainers.networks import check_score_network, make_score_network, seeded
 from trainers.state import TrainingState
-from trainers.update import ADAM_BETA1, Updater, make_scaler, make_updater, with_autocast
+from trainers.update import ADAM_BETA1, Updater, compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
@@ -141,22 +142,18 @@ class JointDiffusion:
         )
         self.score_updater = make_updater(self.network, config.optimization)
         self.flow_updater = _make_flow_updater(self.flow, config)
-        self.state = TrainingState(
-            networks={"score": self.network, "flow": self.flow},
-            emas={"score": self.score_updater.ema, "flow": self.flow_updater.ema},
-            optimizers={"score": self.score_updater.optimizer, "flow": self.flow_updater.optimizer},
-            scaler=make_scaler(config.optimization, self.device),
-        )
+        self.updaters = {"score": self.score_updater, "flow": self.flow_updater}
+        self.updates: list[Update] = []
+        self.state = TrainingState.of(self.updaters, make_scaler(config.optimization, self.device))
+        self.heed: Callable[[], None] = go_on
         self.likelihoods: dict[str, Callable[[torch.Tensor, Noise], LogLikelihood]] = {
             "nelbo": self.nelbo,
             "nelbo_with_residual": partial(self.nelbo, with_residual=True),
             "negative_log_likelihood": self.negative_log_likelihood,
             "negative_log_likelihood_with_residual": partial(self.negative_log_likelihood, with_residual=True),
         }
-        training_network: Callable[..., torch.Tensor] = self.network
-        if config.optimization.compile:
-            training_network = torch.compile(self.network)
-        self._training_score = self._score(training_network, config.optimization.autocast_train)
+        optimization = config.optimization
+        self._training_score = self._score(compiled(self.network, optimization), optimization.autocast_train)
         self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
         self.objective = JointObjective(
@@ -208,16 +205,10 @@ class JointDiffusion:
     def _to_data(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         return self.scale.dequantize(batch, noise.uniform(*self.data_shape))
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+    def take_step(self, batches: list[tuple[MicroBatch, Noise]]) -> dict[str, torch.Tensor]:
         """One update of the flow and one of the score network."""
-        run, step = self.config.run, self.state.step
-        batches = []
-        for batch in micro_batches:
-            noise = Noise(run.seed, f"train {run.cont_nbr}", batch.positions, step, self.device)
-            batches.append((self._to_data(batch.data, noise), Draws(noise, noise.shared())))
-        metrics = self._step(batches, step, self.config.training.total_batch_size)
-        self.state.step += 1
-        return metrics
+        data = [(self._to_data(batch.data, noise), Draws(noise, noise.shared())) for batch, noise in batches]
+        return self._step(data, self.state.step, self.config.training.total_batch_size)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective that the flow is trained on, its log-determinant estimated without bias; float64 (B,)."""
@@ -231,7 +222,7 @@ class JointDiffusion:
                 self.objective.smallest_time,
                 importance_sampling,
             )
-        return torch.stack(list(terms.values())).sum(0)
+        return total(terms)
 
     def _encode(self, batch: torch.Tensor, noise: Noise) -> FlowOutput:
         """Latents of a batch, with the long series for their log-determinant; without gradient."""

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from diffusion.continuous.dequantization import dequantization_bound
+from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
 from models.flowpp.initialization import initialize_from_data
-from trainers.method import LogLikelihood, Method, Samples
+from trainers.method import Method, Update
 from trainers.networks import seeded
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
-from trainers.single_network import SingleNetwork
 from trainers.state import TrainingState
-from trainers.update import make_updater
+from trainers.update import compiled, make_scaler, make_updater
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -172,8 +172,11 @@ class DequantizerTraining:
         settings = _settings(config.flat(), config.run.published_behaviour, "the configuration")
         self.network = seeded(lambda: Dequantizer(settings), config.run.seed, self.device)
         self.updater = make_updater(self.network, config.optimization, ema_warm_up=False)
-        self._training = SingleNetwork(NETWORK, self.updater, config, distributed)
-        self.state = self._training.state
+        self.updaters = {NETWORK: self.updater}
+        self.updates = [Update(NETWORK, self.training_losses, purpose="train dequantizer")]
+        self.state = TrainingState.of(self.updaters, make_scaler(config.optimization, self.device))
+        self._called = compiled(self.network, config.optimization)
+        self.heed: Callable[[], None] = go_on
 
     @property
     def likelihoods(self) -> Mapping[str, Callable[[torch.Tensor, Noise], LogLikelihood]]:
@@ -183,7 +186,7 @@ class DequantizerTraining:
         with self.updater.averaged(), torch.no_grad():
             return _dequantize(self.network, self.model, batch, noise)
 
-    def _initialize(self, micro_batches: list[MicroBatch]) -> None:
+    def initialise(self, micro_batches: list[MicroBatch]) -> None:
         """Weights from the first batch, of which every rank holds a part.
 
         The micro-batches of a rank are taken together: without gradients they need less memory than one with them.
@@ -214,19 +217,16 @@ class DequantizerTraining:
             importance=self._importance,
             published_behaviour=self.config.run.published_behaviour,
         )
-        return torch.stack(list(terms.values())).sum(0)
+        return total(terms)
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update of the dequantizer, before the first of which its weights are initialised."""
-        if self.state.step == 0:
-            self._initialize(micro_batches)
-        metrics = self._training.step(
-            micro_batches,
-            lambda batch, noise: self._loss(self._training.network, batch.data, noise),
-            purpose="train dequantizer",
-        )
+    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The objective for each sample in nats, float64 (B,)."""
+        return self._loss(self._called, batch.data, noise)
+
+    def report(self, metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The loss once more, in bits/dim."""
         in_bits = metrics["loss"] / (math.prod(self.model.data_shape) * math.log(2)) + self.model.scale.offset
-        return {**metrics, "bits_per_dimension": in_bits}
+        return {"bits_per_dimension": in_bits}
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective with the averaged weights in nats, float64 (B,)."""

@@ -20,10 +20,11 @@ from diffusion.continuous.score import make_labelled_score
 from diffusion.continuous.sub_vp import SubVariancePreserving
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
-from trainers.method import LogLikelihood, Samples
+from diffusion.model import LogLikelihood, Samples, go_on
+from trainers.method import Update
 from trainers.networks import check_score_network, make_score_network
-from trainers.single_network import SingleNetwork
-from trainers.update import make_updater, with_autocast
+from trainers.state import TrainingState
+from trainers.update import compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -108,11 +109,13 @@ class ScoreFlow:
         self.network = make_score_network(config, self.data_shape[0], self.data_shape[0], self.device)
         options = config.optimization
         self.updater = make_updater(self.network, options, ema_warm_up=False)
-        self._training = SingleNetwork("score", self.updater, config, distributed)
-        self.state = self._training.state
+        self.updaters = {"score": self.updater}
+        self.updates = [Update("score", self.training_losses)]
+        self.state = TrainingState.of(self.updaters, make_scaler(options, self.device))
+        self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
         self.dequantize: Dequantize = self._dequantize_uniformly
-        self.training_score = self._score(self._training.network, options.autocast_train)
+        self.training_score = self._score(compiled(self.network, options), options.autocast_train)
         self._sampling_score = self._score(self.network, options.autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
 
@@ -152,11 +155,9 @@ class ScoreFlow:
             reduce_mean=objective.reduce_mean,
         )
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update of the score network."""
-        return self._training.step(
-            micro_batches, lambda batch, noise: self._loss(self.training_score, batch.data, noise)
-        )
+    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
+        """The objective for each sample, float64 (B,)."""
+        return self._loss(self.training_score, batch.data, noise)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
