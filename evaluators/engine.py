@@ -62,7 +62,7 @@ def run_chunks(
         n_items: number of items.
         chunk_size: items of one chunk; the last one may have fewer.
         compute: int64 (B,) consecutive indices on the CPU -> tensors by name, each with leading dimension B,
-            or with no dimension for a number that belongs to the chunk as a whole (NFE).
+            or with no dimension for a number that belongs to the chunk as a whole (NFE). It may raise Preempted.
         fingerprint: plain values that the result depends on (snapshot, seed, settings), JSON-serialisable;
             ``n_items`` and ``chunk_size`` are added to it.
         distributed: this process's place among the ranks.
@@ -178,7 +178,12 @@ class _Run:
                 return True
             if not _claim(claims / str(chunk)):
                 continue
-            self._write_chunk(chunk, compute(self.indices(chunk)))
+            try:
+                tensors = compute(self.indices(chunk))
+            except Preempted:  # the model heeded a stop in the middle of the chunk
+                stop.touch()
+                return True
+            self._write_chunk(chunk, tensors)
             # The last line is left to the caller, who knows when the other ranks have finished theirs.
             if distributed.is_main and (n_done := self.n_done()) < self.n_items:
                 progress.show(n_done)
@@ -266,8 +271,16 @@ def _claim(path: Path) -> bool:
 def _difference(found: str, wanted: str) -> str:
     """The first few settings that differ, in words."""
     try:
-        old, new = dict(json.loads(found)), json.loads(wanted)
+        old, new = _unfolded(json.loads(found)), _unfolded(json.loads(wanted))
     except (TypeError, ValueError):
         return "unknown ones"
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:3])
+
+
+def _unfolded(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as those of one dictionary."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _unfolded(value) if isinstance(value, dict) else {key: value}
+    return flat

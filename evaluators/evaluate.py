@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from evaluators.pictures import check_two_dimensional, density_picture
 from evaluators.samples import evaluate_samples, evaluate_trajectory
 from util.data.dataset import Dataset
 from util.distributed import Distributed
-from util.errors import UsageError
+from util.errors import Preempted, UsageError
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def run_evaluations(
         if not train_dataset.is_image:
             raise UsageError(f"--eval_fid compares images, but {train_dataset.name} has points: leave it out")
         detector = load_detector(settings.fid_detector, train_dataset.shape, distributed.device)
+    method.heed = partial(_heed, should_stop)
     entries: dict[str, dict[str, Any]] = {}
 
     def keep(name: str, entry: dict[str, Any] | None) -> None:
@@ -182,3 +184,8 @@ def run_evaluations(
         )
         keep("density", entry)
     return distributed.broadcast(entries)
+
+
+def _heed(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise Preempted("stopped between two network evaluations")

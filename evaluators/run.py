@@ -1,65 +1,89 @@
-"""``--mode eval`` and ``sample``: a snapshot, and everything asked of it."""
+"""``--mode eval`` and ``sample``: a snapshot, and everything asked of it; and what training evaluates now and then."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from evaluators.evaluate import run_evaluations
-from evaluators.settings import settings_from
-from trainers.check import check_config
-from trainers.run import open_datasets
-from trainers.scoreflow.dequantizer import choose_dequantizer_snapshot
-from trainers.systems import build_method
+from diffusion.model import GenerativeModel
+from evaluators.compare import ComparesSamplers
+from evaluators.evaluate import EvaluationSettings, run_evaluations
+from evaluators.options import EvaluationOptions
+from evaluators.settings import settings_due, settings_from
 from util.config import Config
+from util.data.dataset import Dataset
 from util.distributed import Distributed
-from util.errors import Preempted, UsageError
-from util.snapshot import choose_snapshot, inspect_snapshot, read_snapshot
+from util.errors import Preempted
+from util.run_options import RunOptions
 from util.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> None:
+class LoadedModel(Protocol):
+    """A snapshot, ready to be evaluated.
+
+    Attributes:
+        config: of the snapshot, as far as that defines the model; else of the command.
+        model: on this rank's device.
+        datasets: "train" and "test".
+        step: of the snapshot.
+        digest: what tells snapshots of the same step apart.
+        path: of the snapshot.
+    """
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def model(self) -> GenerativeModel: ...
+    @property
+    def datasets(self) -> Mapping[str, Dataset]: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+
+
+def evaluate(
+    config: Config, distributed: Distributed, stop: StopRequest, load: Callable[[Config, Distributed, str], LoadedModel]
+) -> None:
     """Evaluate the snapshot that ``--ckpt_file`` names, or the newest intact one.
+
+    Args:
+        config: of the command.
+        distributed: this process's place.
+        stop: asked for by a signal.
+        load: from configuration, place and ``--ckpt_file`` to the model.
 
     Raises:
         UsageError: bad settings, data or snapshot.
         Preempted: some rank was asked to stop; finished chunks are kept.
     """
-    check_config(config, distributed.world_size)
     if distributed.device.type == "cpu":
         # How sums are split among threads shows in the last bits, which an adaptive solver amplifies; the number of
         # threads follows the number of ranks, but values must not.
         torch.set_num_threads(1)
-
-    def choose() -> tuple[Path, str]:
-        checkpoints = config.workdir / "checkpoints"
-        path = choose_snapshot(checkpoints, config.evaluation.ckpt_file, "--ckpt_file")
-        if path is None:
-            raise UsageError(
-                f"--mode {config.run.mode}: no intact snapshot in {checkpoints}; name one with --ckpt_file"
-            )
-        return path, inspect_snapshot(path).sha256
-
-    path, digest = distributed.from_main(choose)
-    if config.dequantizer.eval_dequantizer:
-        dequantizer, digest_of_dequantizer = distributed.from_main(lambda: choose_dequantizer_snapshot(config))
-        config.dequantizer.dequantizer_ckpt_file = str(dequantizer)
-        digest = f"{digest} with dequantizer {digest_of_dequantizer}"
-    datasets = open_datasets(config, distributed)
-    method = build_method(config, distributed)
-    method.state.load_networks(read_snapshot(path), str(path))
+    loaded = load(config, distributed, config[EvaluationOptions].ckpt_file)
     if distributed.is_main:
-        logger.info("evaluating %s (step %d)", path, method.state.step)
-    folder = config.workdir / config.evaluation.eval_folder
+        logger.info("evaluating %s (step %d)", loaded.path, loaded.step)
+    run, options = config[RunOptions], config[EvaluationOptions]
+    folder = run.folder / options.eval_folder
+    settings = settings_from(loaded.config)
+    if run.mode == "sample" and isinstance(loaded.model, ComparesSamplers):
+        # Samplers of a few steps: how they come about is always worth a look.
+        settings = replace(settings, eval_trajectory=True)
     stop.listen()  # from here on there is something to keep, and every chunk looks at the request
     try:
         results = run_evaluations(
-            method, datasets["train"], datasets[config.evaluation.eval_split], settings_from(config), folder,
-            distributed, stop, method.state.step, digest,
+            loaded.model, loaded.datasets["train"], loaded.datasets[options.eval_split], settings, folder,
+            distributed, stop, loaded.step, loaded.digest,
         )  # fmt: skip
     except Preempted as stopped:
         logger.info("%s; the same command goes on from here", stopped)
@@ -72,3 +96,54 @@ def evaluate(config: Config, distributed: Distributed, stop: StopRequest) -> Non
                 value = f"{entry['value']:.6g}{spread} {entry['unit']}"
                 logger.info("%s = %s (%d samples)", name, value, entry["n_samples"])
         logger.info("results are in %s", folder / "results.json")
+
+
+@dataclass
+class PeriodicEvaluation:
+    """What a training run evaluates of its model now and then.
+
+    Attributes:
+        config: checked.
+        model: in training.
+        datasets: "train" and "test".
+        n_train_iters: steps of the whole run.
+        distributed: this process's place.
+        stop: asked for by a signal.
+    """
+
+    config: Config
+    model: GenerativeModel
+    datasets: Mapping[str, Dataset]
+    n_train_iters: int
+    distributed: Distributed
+    stop: StopRequest
+
+    def due(self, step: int) -> bool:
+        """Whether there is something to evaluate at ``step``."""
+        return self._settings(step) is not None
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Path]]:
+        """What is due at ``step``, spread over all ranks; one that was interrupted is finished.
+
+        Returns:
+            On rank 0 scalars and pictures by name; both empty elsewhere.
+
+        Raises:
+            Preempted: some rank was asked to stop; finished chunks are kept.
+        """
+        settings = self._settings(step)
+        assert settings is not None
+        folder = self.config[RunOptions].folder / "evaluations" / f"step_{step:08d}"
+        results = run_evaluations(
+            self.model, self.datasets["train"], self.datasets["test"], settings, folder, self.distributed, self.stop,
+            step, "training",
+        )  # fmt: skip
+        if not self.distributed.is_main:
+            return {}, {}
+        # Features of thousands of samples are only needed until their statistics are known.
+        (folder / "fid_features.npz").unlink(missing_ok=True)
+        values = {f"evaluation/{name}": entry["value"] for name, entry in results.items() if "value" in entry}
+        return values, {name: folder / f"{name}.png" for name in ("samples", "histogram")}
+
+    def _settings(self, step: int) -> EvaluationSettings | None:
+        return settings_due(self.config, step, self.n_train_iters, self.datasets["test"].length)

@@ -2,75 +2,124 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
 
 from evaluators.evaluate import EvaluationSettings
+from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
 from util.config import Config
+from util.data.options import DataOptions
+from util.errors import UsageError
+from util.option_values import plain
+from util.periodic import due
+from util.run_options import RunOptions
+
+RUN_FOLDERS = ("checkpoints", "tensorboard", "samples", "evaluations", "logs", "diagnostics", "dequantizer")
+"""What else stands in the folder of a run."""
+
+ASKED_FOR = ("eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_compare", "eval_density", "trajectory")
+"""The options that ask for an evaluation."""
 
 
-def due(step: int, frequency: int, threshold: int = 0) -> bool:
-    """Whether a periodic action falls on ``step``, as the published systems count; frequency 0 is never."""
-    return frequency > 0 and step >= threshold and step % frequency == 0
+def check_evaluation(config: Config, has_likelihood: bool) -> None:
+    """Raise UsageError for evaluations, on their own or during training, that make no sense together."""
+    run, options, periodic = config[RunOptions], config[EvaluationOptions], config[PeriodicEvaluationOptions]
+    asked = (run.trains and periodic.likelihood_freq) or (not run.trains and options.eval_likelihood)
+    if asked and not has_likelihood:
+        raise UsageError(
+            f"--system {run.system} has no likelihood; leave out --eval_likelihood and --likelihood_freq"
+        )
+    if run.trains:
+        return
+    if run.mode == "eval" and not any(getattr(options, name) for name in ASKED_FOR):
+        raise UsageError("--mode eval: say what, with " + ", ".join(f"--{name}" for name in ASKED_FOR))
+    folder = PurePosixPath(options.eval_folder)
+    if not folder.name or folder.is_absolute() or ".." in folder.parts or folder.parts[0] in RUN_FOLDERS:
+        raise UsageError(
+            f"--eval_folder {options.eval_folder}: give the name of a folder inside workdir that is not one of "
+            + ", ".join(RUN_FOLDERS)
+        )
+    is_image = config[DataOptions].is_image
+    if options.eval_density and is_image:
+        raise UsageError("--eval_density draws densities of 2-D points; leave it out for images")
+    if options.eval_fid and not is_image:
+        raise UsageError("--eval_fid needs images; for points use --eval_sample and --eval_likelihood")
+
+
+def compares_with_data(config: Config) -> bool:
+    """Whether a Frechet distance is asked for, and no file says to what."""
+    options = config[EvaluationOptions]
+    if config[RunOptions].trains:
+        asked = config[PeriodicEvaluationOptions].fid_freq > 0
+    else:
+        asked = options.eval_fid or options.eval_compare
+    return asked and not options.fid_statistics
 
 
 def settings_from(config: Config) -> EvaluationSettings:
     """What ``--mode eval`` or ``sample`` was asked for."""
-    options, run = config.evaluation, config.run
-    statistics = options.fid_statistics
+    options, run = config[EvaluationOptions], config[RunOptions]
     return EvaluationSettings(
-        seed=options.eval_seed,
+        seed=run.eval_seed,
         eval_loss=options.eval_loss,
         eval_likelihood=options.eval_likelihood,
         eval_sample=options.eval_sample or run.mode == "sample",
         eval_fid=options.eval_fid,
         eval_density=options.eval_density,
         eval_compare=options.eval_compare,
-        # So few steps are always worth a look.
-        eval_trajectory=options.trajectory or (run.mode == "sample" and run.system == "hsivi"),
+        eval_trajectory=options.trajectory,
         likelihoods=[name.strip() for name in options.eval_quantities.split(",") if name.strip()],
         n_repeats=options.eval_repeats,
         n_test_items=options.eval_n_items or None,
         n_samples=options.eval_n_samples,
         n_trajectories=options.eval_n_trajectories,
         n_fid_samples=options.eval_fid_samples,
-        testing_batch_size=config.training.testing_batch_size,
-        sampling_batch_size=config.training.sampling_batch_size,
+        testing_batch_size=options.testing_batch_size,
+        sampling_batch_size=options.sampling_batch_size,
         fid_detector=options.fid_detector,
-        fid_statistics=Path(run.root) / statistics if statistics else None,
-        statistics_folder=config.workdir / "evaluations",
+        fid_statistics=run.path(options.fid_statistics) if options.fid_statistics else None,
+        statistics_folder=run.folder / "evaluations",
         published_behaviour=run.published_behaviour,
-        method_settings={
-            **asdict(config.process),
-            **asdict(config.discrete),
-            **asdict(config.log_snr),
-            **asdict(config.objective),
-            **asdict(config.joint),
-            **asdict(config.sampling),
-            **asdict(config.hsivi),
-            **asdict(config.predictor_corrector),
-            **asdict(config.likelihood),
-            **asdict(config.bound),
-            "autocast_eval": config.optimization.autocast_eval,
-        },
+        method_settings=values_that_matter(config),
     )
 
 
-def settings_due(config: Config, step: int, n_test_items: int | None) -> EvaluationSettings | None:
-    """What is due at ``step`` of training, or None. ``n_test_items`` is the length of the test set."""
-    options = config.training
-    last = step == options.n_train_iters
+def values_that_matter(config: Config) -> dict[str, Any]:
+    """Every option that another value of an evaluation can come from, by flag.
+
+    Those of ``EvaluationOptions`` stand in the fingerprint of the evaluation that they concern.
+    """
+    values = config.flat()
+    return {
+        option.flag: plain(values[option.flag])
+        for option in config.options()
+        if option.changes_values and option.declared_in is not EvaluationOptions
+    }
+
+
+def settings_due(config: Config, step: int, n_train_iters: int, n_test_items: int | None) -> EvaluationSettings | None:
+    """What is due at ``step`` of training, or None.
+
+    Args:
+        config: checked.
+        step: completed steps.
+        n_train_iters: steps of the whole run.
+        n_test_items: length of the test set; None for an endless one.
+    """
+    options, save = config[PeriodicEvaluationOptions], config.flat()
+    last = step == n_train_iters
     fid = due(step, options.fid_freq, options.fid_threshold)
     validate = due(step, options.eval_freq, options.eval_threshold)
     likelihood = due(step, options.likelihood_freq, options.likelihood_threshold)
     if options.sample_freq:
         sample = due(step, options.sample_freq, options.sample_threshold)
     else:
-        sample = fid or due(step, options.save_freq, options.save_threshold)
+        sample = fid or due(step, save["save_freq"], save["save_threshold"])
     if not (fid or validate or likelihood or sample or last):
         return None
     n_batches = options.n_likelihood_batches if likelihood else options.n_eval_batches
-    n_items = n_batches * options.testing_batch_size
+    n_items = n_batches * config[EvaluationOptions].testing_batch_size
     return replace(
         settings_from(config),
         eval_loss=validate,

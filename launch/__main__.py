@@ -59,7 +59,7 @@ def _execute(options: argparse.Namespace, arguments: list[str]) -> int:
             print(table(states) if states else "no runs yet; `launch submit` and slurm/*.sbatch start them")
     elif command == "job":
         from launch.jobs.requeue import job_started, job_stopped
-        from util.config import parse_config
+        from main import parse_config
 
         config = parse_config(arguments)
         if options.event == "started":

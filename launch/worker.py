@@ -17,6 +17,7 @@ from launch.agents.meeting import meet
 from launch.agents.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.agents.reports import report_of, write_report
 from launch.agents.restart import after_restart
+from launch.options import LaunchOptions
 from launch.places.topology import RankPlace
 from util.config import Config
 from util.distributed import Distributed, join_group
@@ -34,17 +35,17 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
     The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
     others never join, and after success for the store of a rank 0 that is already gone.
     """
-    live_with_agent(config.launch.rank_timeout)
+    live_with_agent(config[LaunchOptions].rank_timeout)
     config = after_restart(config)
     stop = StopRequest()
     try:
-        device = choose_device(config.launch.device, place)
+        device = choose_device(config[LaunchOptions].device, place)
         distributed = join_group(
             place.rank,
             place.local_rank,
             place.world_size,
             device,
-            config.launch.collective_timeout,
+            config[LaunchOptions].collective_timeout,
             _store(config, place),
         )
         mode(config, distributed, stop)
@@ -86,12 +87,12 @@ def choose_device(wanted: str, place: RankPlace) -> torch.device:
 
 def _store(config: Config, place: RankPlace) -> dist.Store | None:
     """Where the ranks meet: at the socket that the agent opened, or at torchrun's store."""
-    timeout = timedelta(seconds=config.launch.collective_timeout)
+    timeout = timedelta(seconds=config[LaunchOptions].collective_timeout)
     if place.world_size == 1:
         return None
     if AGENT_VARIABLE not in os.environ:
         store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))
-        return meet(store, place, config.launch.rendezvous_timeout)
+        return meet(store, place, config[LaunchOptions].rendezvous_timeout)
     descriptor = os.environ.get(LISTEN_VARIABLE)
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],

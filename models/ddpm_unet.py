@@ -6,7 +6,6 @@ State_dict with the names, order and shapes of ddpm-torch's checkpoints and of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,21 +14,7 @@ from torch import nn
 
 from models.embeddings import LabelEmbedding
 from models.layers import convolution, linear
-from models.unet_settings import UNetSettings
-from util.errors import UsageError
-
-
-@dataclass(frozen=True)
-class DDPMUNetSettings(UNetSettings):
-    """As ``UNetSettings``; the published networks need a first multiplier of 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ch_mult[0] != 1:
-            raise UsageError(
-                f"ch_mult is {list(self.ch_mult)}: this network ends with n_channels channels, so the first "
-                "multiplier has to be 1; change n_channels instead"
-            )
+from models.unet_settings import DDPMUNetSettings, UNetSettings
 
 
 class _ResidualBlock(nn.Module):

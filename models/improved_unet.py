@@ -6,41 +6,12 @@ network for ImageNet-64 (arXiv 2310.17153) too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.embeddings import LabelEmbedding
-from models.unet_settings import UNetSettings
-from util.errors import UsageError
-
-
-@dataclass(frozen=True)
-class ImprovedUNetSettings(UNetSettings):
-    """As ``UNetSettings``, and:
-
-    Attributes:
-        num_heads: of every attention block.
-        learn_sigma: whether the last layer has C more outputs, an interpolation of variances that this program
-            does not use. They are in the weights so that published checkpoints fit, and get no gradient.
-        use_scale_shift_norm: the embedding scales and shifts the output of a block's second group norm, instead of
-            being added before it.
-    """
-
-    num_heads: int = 4
-    learn_sigma: bool = False
-    use_scale_shift_norm: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for width in self.widths:
-            if self.num_heads < 1 or width % self.num_heads:
-                raise UsageError(
-                    f"num_heads {self.num_heads} does not divide a level of {width} channels; change num_heads, "
-                    "n_channels or ch_mult"
-                )
+from models.unet_settings import ImprovedUNetSettings, UNetSettings
 
 
 def _group_norm(channels: int, settings: UNetSettings) -> nn.GroupNorm:

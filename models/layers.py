@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.levels import n_groups
 from models.resample import FIRFilter
 
 SQRT_HALF = math.sqrt(0.5)
@@ -46,11 +47,6 @@ def convolution(
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def n_groups(channels: int) -> int:
-    """Number of groups into which the group norms of these networks split ``channels``."""
-    return min(channels // 4, 32)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -48,3 +48,8 @@ def check_levels(settings: _Levels, positive: tuple[str, ...]) -> None:
                 f"attn_resolutions: {resolution} does not occur with image_size {settings.image_size} and "
                 f"{len(settings.ch_mult)} levels; choose among {', '.join(map(str, settings.resolutions))}"
             )
+
+
+def n_groups(channels: int) -> int:
+    """Number of groups into which the group norms of these networks split ``channels``."""
+    return min(channels // 4, 32)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from models.levels import check_levels
 from util.errors import UsageError
+from util.option import option
 
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """What determines a network; checked when it is made, before anything is built.
+    """U-Net: what determines a network; checked when it is made, before anything is built.
 
     Attributes:
         image_channels: C, of the input and of the predicted noise.
@@ -31,13 +32,16 @@ class UNetSettings:
 
     image_channels: int
     image_size: int
-    n_channels: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-    n_resblocks: int = 2
-    attn_resolutions: tuple[int, ...] = (16,)
-    n_groups: int = 32
-    group_norm_eps: float = 1e-5
-    dropout: float = 0.0
+    n_channels: int = option(128, "base width", minimum=4)
+    ch_mult: tuple[int, ...] = option((1, 2, 2, 2), "width of each level in units of n_channels", minimum=1)
+    n_resblocks: int = option(8, "residual blocks of each level", minimum=1)
+    attn_resolutions: tuple[int, ...] = option((16,), "resolutions with attention", minimum=1)
+    n_groups: int = option(32, "groups of the group norms", minimum=1)
+    group_norm_eps: float = option(
+        1e-5, "added to variances in group norms: 1e-5 in HSIVI and improved-diffusion, 1e-6 in newer ddpm-torch",
+        above=0.0,
+    )  # fmt: skip
+    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
 
     def __post_init__(self) -> None:
         check_unet_settings(self)
@@ -51,6 +55,45 @@ class UNetSettings:
     def widths(self) -> list[int]:
         """Channels of each level, finest first."""
         return [self.n_channels * multiplier for multiplier in self.ch_mult]
+
+
+@dataclass(frozen=True)
+class DDPMUNetSettings(UNetSettings):
+    """U-Net of ddpm-torch (name ddpm_unet): as ``UNetSettings``; its first multiplier has to be 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ch_mult[0] != 1:
+            raise UsageError(
+                f"ch_mult is {list(self.ch_mult)}: this network ends with n_channels channels, so the first "
+                "multiplier has to be 1; change n_channels instead"
+            )
+
+
+@dataclass(frozen=True)
+class ImprovedUNetSettings(UNetSettings):
+    """U-Net of improved-diffusion (name improved_unet): as ``UNetSettings``, and:
+
+    Attributes:
+        num_heads: of every attention block.
+        learn_sigma: whether the last layer has C more outputs, an interpolation of variances that this program
+            does not use. They are in the weights so that published checkpoints fit, and get no gradient.
+        use_scale_shift_norm: the embedding scales and shifts the output of a block's second group norm, instead of
+            being added before it.
+    """
+
+    num_heads: int = option(4, "attention heads", minimum=1)
+    learn_sigma: bool = option(False, "weights for unused variance outputs, as published networks have")
+    use_scale_shift_norm: bool = option(True, "labels scale and shift group norms instead of adding")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for width in self.widths:
+            if self.num_heads < 1 or width % self.num_heads:
+                raise UsageError(
+                    f"num_heads {self.num_heads} does not divide a level of {width} channels; change num_heads, "
+                    "n_channels or ch_mult"
+                )
 
 
 def check_unet_settings(settings: UNetSettings) -> None:

@@ -7,57 +7,18 @@ A U-Net that never changes resolution. Names of parameters are those of the publ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.embeddings import positional_embedding
-from util.errors import UsageError
+from models.vdm_unet_settings import N_GROUPS, VDMUNetSettings
 
-N_GROUPS = 32
 _FREQUENCY_EXPONENTS = (6, 7)
 _TIME_SCALE = 1000.0
 # Standard deviation of a normal distribution truncated to two standard deviations.
 _TRUNCATED_STANDARD_DEVIATION = 0.87962566103423978
-
-
-@dataclass(frozen=True)
-class VDMUNetSettings:
-    """What determines the network; checked when it is made.
-
-    Attributes:
-        n_image_channels: C.
-        gamma_min, gamma_max: ends of log-SNR time, between which the time embedding runs from 0 to 1000.
-        n_channels: width n of every layer.
-        n_resblocks: residual blocks on the way down; the way up has one more.
-        with_attention: attention after every residual block, not only in the middle.
-        with_fourier_features: sines and cosines of the input, 4 C channels more.
-        dropout: probability.
-
-    Raises:
-        UsageError: a value outside its range, in one line.
-    """
-
-    n_image_channels: int
-    gamma_min: float
-    gamma_max: float
-    n_channels: int = 128
-    n_resblocks: int = 32
-    with_attention: bool = False
-    with_fourier_features: bool = True
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.n_channels < N_GROUPS or self.n_channels % N_GROUPS:
-            raise UsageError(f"n_channels {self.n_channels} does not suit name vdm_unet; use a multiple of {N_GROUPS}")
-        if self.n_resblocks < 1 or self.n_image_channels < 1:
-            raise UsageError("name vdm_unet needs at least one channel and one residual block (n_resblocks)")
-        if not self.gamma_min < self.gamma_max:
-            raise UsageError(f"gamma_min {self.gamma_min:g} has to be below gamma_max {self.gamma_max:g}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UsageError(f"dropout is {self.dropout}; it has to be at least 0 and below 1")
 
 
 def _initialize(layer: nn.Linear | nn.Conv2d, zero: bool) -> None:

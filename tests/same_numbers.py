@@ -27,7 +27,7 @@ import json, sys
 try:
     from main import parse_config
 except ImportError:
-    from util.config import parse_config
+    from main import parse_config
 print(json.dumps(parse_config(sys.argv[1:]).flat()))
 """
 COMMON = ("--device", "cpu", "--save_freq", "0", "--eval_freq", "0", "--sample_freq", "1000000", "--fid_freq", "0")

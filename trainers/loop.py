@@ -7,30 +7,43 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 import torch
 
-from evaluators.evaluate import run_evaluations
-from evaluators.settings import due, settings_due
 from trainers.agreement import Agreement
 from trainers.method import Method
+from trainers.options import TrainingOptions
 from trainers.snapshot_interval import SnapshotInterval
 from trainers.step import TrainingStep
 from util.config import Config
-from util.data.dataset import Dataset
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import Preempted, RunFailed
 from util.noise import derive_seed
+from util.periodic import due
 from util.progress import Progress
 from util.run_log import RunLog
+from util.run_options import RunOptions
 from util.snapshot import SnapshotFile, SnapshotWriter
 from util.stop import StopRequest
 from util.versions import versions
 
 logger = logging.getLogger(__name__)
+
+
+class Evaluation(Protocol):
+    """What is evaluated now and then. The loop does not know how."""
+
+    def due(self, step: int) -> bool:
+        """Whether there is something to evaluate at ``step``."""
+        ...
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Path]]:
+        """Evaluate it over all ranks; on rank 0 scalars and pictures by name."""
+        ...
 
 
 @dataclass
@@ -39,15 +52,14 @@ class Training:
 
     Attributes:
         method: the system; its state carries the step.
-        datasets: "train" and "test".
         batches: for every step from the state's on, this rank's micro-batches.
         log: active on rank 0.
         snapshots: on rank 0.
         interval: on rank 0, where ``snapshot_freq`` is "auto".
+        evaluation: what is evaluated between steps.
     """
 
     method: Method
-    datasets: dict[str, Dataset]
     batches: Iterator[list[MicroBatch]]
     config: Config
     distributed: Distributed
@@ -55,6 +67,7 @@ class Training:
     log: RunLog
     snapshots: SnapshotWriter | None
     interval: SnapshotInterval | None
+    evaluation: Evaluation
     saved_step: int = -1
     _first_step: int = 0
     _since: tuple[float, int] = (0.0, 0)
@@ -67,9 +80,9 @@ class Training:
             Preempted: some rank was asked to stop; a snapshot is on disk.
             RunFailed: a loss was not finite, or a snapshot could not be written.
         """
-        state, options = self.method.state, self.config.training
+        state, options = self.method.state, self.config[TrainingOptions]
         take_step = TrainingStep(
-            self.method, self.distributed, seed=self.config.run.seed, cont_nbr=self.config.run.cont_nbr,
+            self.method, self.distributed, seed=self.config[RunOptions].seed, cont_nbr=self.config[RunOptions].cont_nbr,
             total_batch_size=options.total_batch_size,
         )  # fmt: skip
         agreement = Agreement(self.distributed, self.stop)
@@ -117,7 +130,7 @@ class Training:
                 self.snapshots.wait()
 
     def _dropout_seed(self, step: int) -> int:
-        run = self.config.run
+        run = self.config[RunOptions]
         return derive_seed(run.seed, "dropout", run.cont_nbr, step, self.distributed.rank)
 
     def _guarded(self, metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -130,7 +143,7 @@ class Training:
         failures = agreement.failures()
         step, rank, terms = failures[0]
         name = next(name for name, value in terms.items() if value - value != 0.0)
-        folder = self.config.workdir / "diagnostics"
+        folder = self.config[RunOptions].folder / "diagnostics"
         path = folder / f"step_{step}_rank_{self.distributed.rank}.pt"
         if any(entry[1] == self.distributed.rank for entry in failures):
             folder.mkdir(parents=True, exist_ok=True)
@@ -180,23 +193,14 @@ class Training:
     def _evaluate(self) -> None:
         """The evaluations due at this step, spread over all ranks; one that was interrupted is finished."""
         step = self.method.state.step
-        settings = settings_due(self.config, step, self.datasets["test"].length)
-        if settings is None:
+        if not self.evaluation.due(step):
             return
         self.log.status(state="evaluating", step=step)
         started = time.perf_counter()
-        folder = self.config.workdir / "evaluations" / f"step_{step:08d}"
-        results = run_evaluations(
-            self.method, self.datasets["train"], self.datasets["test"], settings, folder,
-            self.distributed, self.stop, step, "training",
-        )  # fmt: skip
-        if self.distributed.is_main:
-            values = {f"evaluation/{name}": entry["value"] for name, entry in results.items() if "value" in entry}
-            self.log.scalars(step, values)
-            for name in ("samples", "histogram"):
-                self.log.picture(step, name, folder / f"{name}.png")
-            # Features of thousands of samples are only needed until their statistics are known.
-            (folder / "fid_features.npz").unlink(missing_ok=True)
+        values, pictures = self.evaluation(step)
+        self.log.scalars(step, values)
+        for name, path in pictures.items():
+            self.log.picture(step, name, path)
         self._since = (self._since[0] + time.perf_counter() - started, self._since[1])
         self.log.status(state="training", step=step)
 

@@ -11,46 +11,31 @@ from torch import nn
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
 from models.mlp import MLP
+from models.mlp_settings import MLPSettings
 from models.ncsnpp import NCSNpp, NCSNppSettings
+from trainers.options import NetworkChoice
 from util.config import Config
+from util.data.options import DataOptions
 from util.errors import UsageError
 from util.noise import derive_seed
+from util.run_options import RunOptions
 
 
-def check_score_network(config: Config) -> None:
-    """Raise UsageError where ``--name`` does not take the data, or the settings of an NCSN++ cannot work together."""
-    data, network = config.data, config.network.name
-    if data.is_image and network != "ncsnpp":
-        raise UsageError(f"--name {network} does not take images; use --name ncsnpp")
-    if not data.is_image and network != "mlp":
-        raise UsageError(f"--name {network} does not take points; use --name mlp")
-    if data.is_image:
-        ncsnpp_settings(config, data.image_channels, data.image_channels)
-
-
-def ncsnpp_settings(config: Config, in_channels: int, out_channels: int) -> NCSNppSettings:
-    """Settings of an image network; making them checks them.
+def score_network_settings(config: Config, in_channels: int, out_channels: int) -> NCSNppSettings | MLPSettings:
+    """Settings of an NCSN++ for images, an MLP for points; making them checks them.
 
     Raises:
-        UsageError: settings that cannot work together.
+        UsageError: a network that does not take the data, or settings that cannot work together.
     """
-    options = config.network
-    return NCSNppSettings(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        image_size=config.data.image_size,
-        n_channels=options.n_channels,
-        ch_mult=tuple(options.ch_mult),
-        n_resblocks=options.n_resblocks,
-        attn_resolutions=tuple(options.attn_resolutions),
-        use_fir=options.use_fir,
-        fir_kernel=tuple(options.fir_kernel),
-        progressive_input=options.progressive_input,
-        embedding_type=options.embedding_type,
-        fourier_scale=options.fourier_scale,
-        dropout=options.dropout,
-        init_scale=options.init_scale,
-    )
+    data, network = config[DataOptions], config[NetworkChoice].name
+    if data.is_image == (network == "mlp"):
+        wanted, other = ("images", "ncsnpp") if data.is_image else ("points", "mlp")
+        raise UsageError(f"--name {network} does not take {wanted}; use --name {other}")
+    if data.is_image:
+        return config.make(
+            NCSNppSettings, in_channels=in_channels, out_channels=out_channels, image_size=data.image_size
+        )
+    return config.make(MLPSettings, in_features=in_channels, out_features=out_channels)
 
 
 def seeded(make: Callable[[], nn.Module], seed: int, device: torch.device, is_image: bool = True) -> nn.Module:
@@ -79,49 +64,27 @@ def make_score_network(config: Config, in_channels: int, out_channels: int, devi
         out_channels: those that come out.
         device: where the network goes.
     """
-    options = config.network
+    settings = score_network_settings(config, in_channels, out_channels)
 
     def make() -> nn.Module:
-        if options.name == "ncsnpp":
-            return NCSNpp(ncsnpp_settings(config, in_channels, out_channels))
-        return MLP(in_channels, out_channels, n_hidden=options.n_hidden, n_layers=options.n_layers)
+        if isinstance(settings, NCSNppSettings):
+            return NCSNpp(settings)
+        return MLP(settings.in_features, settings.out_features, settings.n_hidden, settings.n_layers)
 
-    return seeded(make, config.run.seed, device, config.data.is_image)
+    return seeded(make, config[RunOptions].seed, device, config[DataOptions].is_image)
 
 
 def noise_network_settings(config: Config) -> DDPMUNetSettings | ImprovedUNetSettings:
     """Settings of a network that predicts noise from discrete labels; making them checks them.
 
     Raises:
-        UsageError: settings that cannot work together, or a network of another kind.
+        UsageError: settings that cannot work together.
     """
-    options, data = config.network, config.data
-    if options.name not in ("ddpm_unet", "improved_unet"):
-        raise UsageError(
-            f"--name {options.name} does not take the labels of discrete steps; use ddpm_unet or improved_unet with "
-            f"--system {config.run.system}"
-        )
-    common: dict[str, Any] = {
-        "image_channels": data.image_channels,
-        "image_size": data.image_size,
-        "n_channels": options.n_channels,
-        "ch_mult": tuple(options.ch_mult),
-        "n_resblocks": options.n_resblocks,
-        "attn_resolutions": tuple(options.attn_resolutions),
-        "n_groups": options.n_groups,
-        "group_norm_eps": options.group_norm_eps,
-        "dropout": options.dropout,
-    }
-    if options.name == "ddpm_unet":
-        if options.learn_sigma:
-            raise UsageError("--learn_sigma: ddpm_unet has no variance outputs; use improved_unet, or leave it out")
-        return DDPMUNetSettings(**common)
-    return ImprovedUNetSettings(
-        **common,
-        num_heads=options.num_heads,
-        learn_sigma=options.learn_sigma,
-        use_scale_shift_norm=options.use_scale_shift_norm,
-    )
+    data = config[DataOptions]
+    shape: dict[str, Any] = {"image_channels": data.image_channels, "image_size": data.image_size}
+    if config[NetworkChoice].name == "ddpm_unet":
+        return config.make(DDPMUNetSettings, **shape)
+    return config.make(ImprovedUNetSettings, **shape)
 
 
 def make_noise_network(config: Config, device: torch.device) -> nn.Module:
@@ -136,4 +99,4 @@ def make_noise_network(config: Config, device: torch.device) -> nn.Module:
     def make() -> nn.Module:
         return DDPMUNet(settings) if isinstance(settings, DDPMUNetSettings) else ImprovedUNet(settings)
 
-    return seeded(make, config.run.seed, device)
+    return seeded(make, config[RunOptions].seed, device)

@@ -1,65 +1,90 @@
-"""``--mode train``, ``continue`` and ``train_deq``: from a configuration to the loop, and back to a tidy end."""
+"""``--mode train``, ``continue`` and ``train_deq``: from a configuration to the loop, and back to a tidy end.
+
+And the model of a snapshot, for those who look at one.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from trainers.check import check_config, n_micro_batches
-from trainers.loop import Training, on_saved
-from trainers.method import StartsFromWeights
-from trainers.scoreflow.dequantizer import choose_score_snapshot
+from trainers.check import check_config, n_micro_batches, with_total_batch_size
+from trainers.loop import Evaluation, Training, on_saved
+from trainers.method import Method, StartsFromWeights
+from trainers.options import TrainingOptions
 from trainers.snapshot_interval import SnapshotInterval
 from trainers.state import TrainingState
-from trainers.systems import SYSTEMS, build_method
+from trainers.systems import build_method, find_system
 from util.config import Config
 from util.data.dataset import Dataset, open_dataset, prepare_dataset
 from util.data.loader import MicroBatch, training_batches
 from util.data.no_data import NoData, positions_without_data
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError
+from util.option_values import written
 from util.run_folder import claim_run_folder
 from util.run_log import RunLog
-from util.snapshot import SnapshotWriter, choose_snapshot, read_snapshot
+from util.run_options import RunOptions
+from util.snapshot import SnapshotWriter, choose_snapshot, inspect_snapshot, read_snapshot
 from util.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
+MakeEvaluation = Callable[[Config, Method, Mapping[str, Dataset], int, Distributed, StopRequest], Evaluation]
+"""From configuration, method, data sets, number of steps, place and stop request to what is evaluated now and then."""
 
-def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
+
+def train(
+    config: Config, distributed: Distributed, stop: StopRequest, make_evaluation: MakeEvaluation, needs_data: bool
+) -> None:
     """Train from the beginning, or from the newest intact snapshot.
+
+    Args:
+        config: of the command.
+        distributed: this process's place.
+        stop: asked for by a signal.
+        make_evaluation: what is evaluated during training.
+        needs_data: whether that compares samples with the data set.
 
     Raises:
         UsageError: bad settings, data or snapshots.
         Preempted, RunFailed: as the loop.
     """
-    check_config(config, distributed.world_size)
+    check_config(config)
+    config = with_total_batch_size(config, distributed.world_size)
     distributed.from_main(lambda: claim_run_folder(config))
-    if config.run.mode == "train_deq":
-        config.dequantizer.score_checkpoint = str(distributed.from_main(lambda: choose_score_snapshot(config)))
-    datasets = open_datasets(config, distributed)
+    system = find_system(config[RunOptions].system)
+    config, _ = settled(config, distributed)
+    run, options = config[RunOptions], config[TrainingOptions]
+    datasets = open_datasets(config, distributed, needs_data or system.learns_from_data)
     method = build_method(config, distributed)
-    resumed = _resume(config, distributed, method.state)
+    resumed = _resume(run, distributed, method.state)
     if not resumed and isinstance(method, StartsFromWeights):
         method.load_pretrained()
 
-    log = RunLog(config.workdir, method.state.step, distributed.is_main)
+    log = RunLog(run.folder, method.state.step, distributed.is_main)
     hosts = sorted(set(distributed.gather(socket.gethostname())))
     log.status(world_size=distributed.world_size, hosts=hosts, started=time.time(), exit_reason=None)
-    snapshots = SnapshotWriter(config.workdir / "checkpoints", on_saved(log)) if distributed.is_main else None
+    checkpoints = run.folder / "checkpoints"
+    snapshots = SnapshotWriter(checkpoints, on_saved(log)) if distributed.is_main else None
     batches = _batches(config, distributed, datasets["train"], method.state.step)
-    automatic = distributed.is_main and config.training.snapshot_freq == "auto"
-    interval = SnapshotInterval(config.training.mtbf_hours * 3600) if automatic else None
-    training = Training(method, datasets, batches, config, distributed, stop, log, snapshots, interval)
+    automatic = distributed.is_main and options.snapshot_freq == "auto"
+    interval = SnapshotInterval(options.mtbf_hours * 3600) if automatic else None
+    evaluation = make_evaluation(config, method, datasets, options.n_train_iters, distributed, stop)
+    training = Training(method, batches, config, distributed, stop, log, snapshots, interval, evaluation)
     stop.listen()  # from here on there is something to save, and the loop looks at the request
     try:
         training.run()
     except Preempted:
         reason = ", ".join(sorted({name for name in distributed.gather(stop.reason) if name}))
         log.status(state="preempted", step=method.state.step, exit_reason=reason)
-        again = "the same command" if config.run.mode == "train_deq" else "--mode continue"
+        again = "the same command" if run.mode == "train_deq" else "--mode continue"
         logger.info("stopped by %s at step %d; %s goes on from here", reason, method.state.step, again)
         raise
     except Exception as error:
@@ -73,63 +98,146 @@ def train(config: Config, distributed: Distributed, stop: StopRequest) -> None:
     log.status(state="finished", step=method.state.step, exit_reason="finished")
     # Nobody leaves before the last snapshot is on disk: a rank that is gone looks like a rank that failed.
     distributed.barrier()
-    logger.info("finished at step %d; snapshots are in %s", method.state.step, config.workdir / "checkpoints")
+    logger.info("finished at step %d; snapshots are in %s", method.state.step, checkpoints)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A snapshot, ready to be evaluated; see ``evaluators.run.LoadedModel``."""
+
+    config: Config
+    model: Method
+    datasets: Mapping[str, Dataset]
+    step: int
+    digest: str
+    path: Path
+
+
+def load_model(config: Config, distributed: Distributed, ckpt_file: str, needs_data: bool) -> LoadedModel:
+    """The model of a snapshot, as the snapshot describes it, with its averaged weights.
+
+    Args:
+        config: of the command.
+        distributed: this process's place.
+        ckpt_file: names the snapshot; empty for the newest intact one.
+        needs_data: whether what follows needs the data set also where the system does not.
+
+    Raises:
+        UsageError: bad settings, data or snapshot; options that contradict the snapshot.
+    """
+
+    def choose() -> tuple[Path, str]:
+        run = config[RunOptions]
+        path = choose_snapshot(run.folder / "checkpoints", ckpt_file, "--ckpt_file")
+        if path is None:
+            raise UsageError(
+                f"--mode {run.mode}: no intact snapshot in {run.folder / 'checkpoints'}; name one with --ckpt_file"
+            )
+        return path, inspect_snapshot(path).sha256
+
+    path, digest = distributed.from_main(choose)
+    state = read_snapshot(path)
+    config = of_snapshot(config, state.get("config", {}), str(path))
+    check_config(config)
+    config, beside = settled(config, distributed)
+    system = find_system(config[RunOptions].system)
+    datasets = open_datasets(config, distributed, needs_data or system.learns_from_data)
+    method = build_method(config, distributed)
+    method.state.load_networks(state, str(path))
+    return LoadedModel(config, method, datasets, method.state.step, digest + beside, path)
+
+
+def of_snapshot(config: Config, recorded: Mapping[str, object], where: str) -> Config:
+    """The configuration with the values that a snapshot was trained with, wherever they define the model.
+
+    Args:
+        config: of the command.
+        recorded: of the snapshot, by flag, as far as it says.
+        where: the snapshot, for messages.
+
+    Raises:
+        UsageError: the command gives another value of such an option.
+    """
+    system = recorded.get("system", config[RunOptions].system)
+    if system != config[RunOptions].system:
+        raise UsageError(f"{where} is a snapshot of --system {system}; use that")
+    values = {}
+    for option in config.options():
+        if not option.comes_from_snapshot or option.flag not in recorded:
+            continue
+        trained, now = recorded[option.flag], config.flat()[option.flag]
+        if option.flag in config.given and trained != now:
+            raise UsageError(
+                f"--{option.flag} {written(now)}: {where} was trained with {option.flag} = {written(trained)}; leave "
+                "the option out, or evaluate a model that was trained with it"
+            )
+        values[option.flag] = trained
+    return config.with_values(**values)
+
+
+def settled(config: Config, distributed: Distributed) -> tuple[Config, str]:
+    """What ``System.settle`` chooses, the same on all ranks."""
+
+    def settle() -> tuple[dict[str, Any], str]:
+        chosen, beside = find_system(config[RunOptions].system).settle(config)
+        return chosen.flat(), beside
+
+    values, beside = distributed.from_main(settle)
+    return config.with_values(**values), beside
 
 
 def _batches(
     config: Config, distributed: Distributed, dataset: Dataset, first_step: int
 ) -> Generator[list[MicroBatch], None, None]:
+    run, data, training = config[RunOptions], config[DataOptions], config[TrainingOptions]
     share: dict[str, int] = {
         "first_step": first_step,
-        "total_batch_size": config.training.total_batch_size,
+        "total_batch_size": training.total_batch_size,
         "rank": distributed.rank,
         "world_size": distributed.world_size,
-        "n_micro_batches": n_micro_batches(config, distributed.world_size),
+        "n_micro_batches": n_micro_batches(training, distributed.world_size),
     }
-    if not SYSTEMS[config.run.system].learns_from_data:
+    if not find_system(run.system).learns_from_data:
         return positions_without_data(**share)
     return training_batches(
         dataset,
-        seed=config.run.seed,
-        n_workers=config.data.n_workers,
+        seed=run.seed,
+        n_workers=data.n_workers,
         device=distributed.device,
-        random_flip=config.data.random_flip,
-        published_behaviour=config.run.published_behaviour,
+        random_flip=data.random_flip,
+        published_behaviour=run.published_behaviour,
         **share,
     )
 
 
-def open_datasets(config: Config, distributed: Distributed) -> dict[str, Dataset]:
+def open_datasets(config: Config, distributed: Distributed, needed: bool) -> dict[str, Dataset]:
     """The "train" and "test" split of the data set that the options describe, downloaded once where it can be.
 
-    A system that learns from no data needs none either, unless images are compared with it.
+    Args:
+        config: checked.
+        distributed: this process's place.
+        needed: else stand-ins of the same shape will do.
 
     Raises:
         UsageError: files are missing, damaged, or do not fit the options.
     """
-    data, where = config.data, config.data_location
-    if not SYSTEMS[config.run.system].learns_from_data and not _compares_with_data(config):
+    run, data = config[RunOptions], config[DataOptions]
+    if not needed:
         shape = (data.image_channels, data.image_size, data.image_size)
         return {split: NoData(shape) for split in ("train", "test")}
+    where = run.path(data.data_location)
     distributed.from_main(lambda: prepare_dataset(data.dataset, where))
     return {
-        split: open_dataset(data.dataset, split, where, data.image_size, data.image_channels, config.run.seed)
+        split: open_dataset(data.dataset, split, where, data.image_size, data.image_channels, run.seed)
         for split in ("train", "test")
     }
 
 
-def _compares_with_data(config: Config) -> bool:
-    """Whether a Frechet distance is asked for, and no file says to what."""
-    evaluation = config.evaluation
-    asked = config.training.fid_freq if config.run.trains else evaluation.eval_fid or evaluation.eval_compare
-    return bool(asked) and not evaluation.fid_statistics
-
-
-def _resume(config: Config, distributed: Distributed, state: TrainingState) -> bool:
+def _resume(run: RunOptions, distributed: Distributed, state: TrainingState) -> bool:
     """Load the snapshot to go on from, on every rank; whether there is one."""
-    folder = config.workdir / "checkpoints"
-    path = distributed.from_main(lambda: choose_snapshot(folder, config.run.checkpoint, "--checkpoint"))
-    if path is None and config.run.mode == "continue":
+    folder = run.folder / "checkpoints"
+    path = distributed.from_main(lambda: choose_snapshot(folder, run.checkpoint, "--checkpoint"))
+    if path is None and run.mode == "continue":
         raise UsageError(f"--mode continue: no intact snapshot in {folder}; start with --mode train")
     if path is None:
         return False

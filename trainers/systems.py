@@ -1,51 +1,69 @@
-"""From the name of a system to its method."""
+"""The systems there are: a new one is a folder beside this file and a line in ``SYSTEMS``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
 
-import torch
-
-from trainers.cld.method import ScoreMatching, check_cld
-from trainers.ddpm.method import NoisePrediction, check_ddpm
-from trainers.hsivi.method import HierarchicalMatching, check_hsivi
-from trainers.idode.method import DiffusionOde, check_idode
-from trainers.indm.method import JointDiffusion, check_indm
-from trainers.method import Method
-from trainers.scoreflow.dequantizer import build_scoreflow, check_scoreflow_and_dequantizer
+from trainers import cld, ddpm, hsivi, idode, indm, scoreflow
+from trainers.options import NetworkChoice, OptimizationOptions, TrainingOptions
+from trainers.system import System
 from util.config import Config
-from util.distributed import Distributed
+from util.data.options import DataOptions
+from util.errors import UsageError
+from util.run_options import RunOptions
 
-
-@dataclass(frozen=True)
-class System:
-    """One published system.
-
-    Attributes:
-        check: raises UsageError for options that contradict each other, before any work.
-        build: the method, its networks on this rank's device.
-        learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
-    """
-
-    check: Callable[[Config], None]
-    build: Callable[[Config, Distributed], Method]
-    learns_from_data: bool = True
-
+if TYPE_CHECKING:
+    from trainers.method import Method
+    from util.distributed import Distributed
 
 SYSTEMS: dict[str, System] = {
-    "cld": System(check_cld, ScoreMatching),
-    "ddpm": System(check_ddpm, NoisePrediction),
-    "hsivi": System(check_hsivi, HierarchicalMatching, learns_from_data=False),
-    "idode": System(check_idode, DiffusionOde),
-    "scoreflow": System(check_scoreflow_and_dequantizer, build_scoreflow),
-    "indm": System(check_indm, JointDiffusion),
+    "cld": cld.SYSTEM,
+    "scoreflow": scoreflow.SYSTEM,
+    "idode": idode.SYSTEM,
+    "ddpm": ddpm.SYSTEM,
+    "hsivi": hsivi.SYSTEM,
+    "indm": indm.SYSTEM,
 }
+
+SHARED = (RunOptions, DataOptions, NetworkChoice, OptimizationOptions, TrainingOptions)
+"""Options that training of every system reads."""
+
+
+def find_system(name: str) -> System:
+    """The system of ``--system``: one of ours, or ``package.module:NAME`` of one that is not.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise UsageError(
+            f"--system {name}: one of {', '.join(SYSTEMS)} expected, or package.module:NAME of a system of your own"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        system = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"--system {name}: cannot be loaded ({error}); it is looked for in the folder of the command and in what "
+            "PYTHONPATH names"
+        ) from None
+    if not isinstance(system, System):
+        raise UsageError(f"--system {name}: {attribute} is no trainers.system.System; see docs/extending.md")
+    return system
 
 
 def build_method(config: Config, distributed: Distributed) -> Method:
     """The method of ``--system``, its networks on this rank's device."""
-    if not config.data.is_image and distributed.device.type == "cpu":
+    if not config[DataOptions].is_image and distributed.device.type == "cpu":
+        import torch
+
         # Threads lose more by waiting for each other than they gain on matrices this small.
         torch.set_num_threads(1)
-    return SYSTEMS[config.run.system].build(config, distributed)
+    return find_system(config[RunOptions].system).build(config, distributed)

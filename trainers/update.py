@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from trainers.gradients import GradientReducer
+from trainers.options import OptimizationOptions
 from util.ema import ExponentialMovingAverage
 from util.optimization import clip_gradients, make_optimizer, warmed_up_learning_rate
-from util.options import OptimizationOptions
 
 ADAM_BETA1 = 0.9
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,12 +74,15 @@ class Updater:
             self.network.train()
 
 
-def make_updater(network: nn.Module, options: OptimizationOptions, ema_warm_up: bool = True) -> Updater:
+def make_updater(
+    network: nn.Module, options: OptimizationOptions, learning_rate: float, ema_warm_up: bool = True
+) -> Updater:
     """An updater of the whole network by the general options.
 
     Args:
         network: on its device.
-        options: optimiser, learning rate, clipping, average.
+        options: optimiser, clipping, average.
+        learning_rate: after warm-up.
         ema_warm_up: see ``util.ema.ExponentialMovingAverage``.
     """
     return Updater(
@@ -87,12 +90,12 @@ def make_updater(network: nn.Module, options: OptimizationOptions, ema_warm_up: 
         make_optimizer(
             options.optimizer,
             network.parameters(),
-            options.learning_rate,
+            learning_rate,
             options.weight_decay,
             betas=(ADAM_BETA1, options.adam_beta2),
         ),
         ExponentialMovingAverage(network.named_parameters(), options.ema_rate, ema_warm_up),
-        partial(warmed_up_learning_rate, options.learning_rate, options.n_warmup_iters),
+        partial(warmed_up_learning_rate, learning_rate, options.n_warmup_iters),
         options.grad_clip,
     )
 

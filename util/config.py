@@ -1,346 +1,224 @@
-"""From command line and configuration files to one typed configuration.
-
-Precedence: command line, ``-sc`` file, ``-cc`` file, default. Configuration files are ``key = value`` lines.
-"""
+"""One resolved, typed configuration. Which options there are, the ``Catalogue`` is told."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import re
-import typing
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, Protocol, TypeVar, cast
 
-import configargparse
-
+from util.config_file import read_settings
 from util.errors import UsageError
-from util.options import (
-    DataOptions,
-    EvaluationOptions,
-    LaunchOptions,
-    LikelihoodOptions,
-    NetworkOptions,
-    ObjectiveOptions,
-    OptimizationOptions,
-    ProcessOptions,
-    RunOptions,
-    SamplingOptions,
-    TrainingOptions,
-)
-from util.system_options import (
-    BoundOptions,
-    DequantizerOptions,
-    DiscreteOptions,
-    HsiviOptions,
-    JointOptions,
-    LogSnrOptions,
-    PredictorCorrectorOptions,
-)
+from util.option import RUN, Option
+from util.option_values import check, flags_of, options_of, plain, read, written, written_in_file
+
+Group = TypeVar("Group")
 
 
-@dataclass
+class Reads(Protocol):
+    """What a system reads of the options."""
+
+    @property
+    def summary(self) -> str:
+        """One line for ``--help``."""
+        ...
+
+    @property
+    def options(self) -> Sequence[type]:
+        """The dataclasses of its own options."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, type]:
+        """By their ``--name``, the dataclasses of the networks' options."""
+        ...
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All options there are, and which of them a configuration reads.
+
+    Attributes:
+        shared: groups (dataclasses of ``util.option.option`` fields) that every system reads.
+        systems: by the value of ``system``.
+        find: a system by that value, also one that is not in ``systems``; raises UsageError.
+    """
+
+    shared: Sequence[type]
+    systems: Mapping[str, Reads]
+    find: Callable[[str], Reads]
+
+    def groups(self, system: str, network: str) -> list[type]:
+        """What ``--system`` with ``--name`` reads.
+
+        Raises:
+            UsageError: there is no such system, or it has no such network.
+        """
+        reads = self.find(system)
+        return [*self.shared, *reads.options, reads.networks[network]]
+
+    def network(self, system: str, name: str) -> str:
+        """The network of ``--name``; the system's first where that is not said.
+
+        Raises:
+            UsageError: as ``groups``.
+        """
+        networks = self.find(system).networks
+        if name in networks:
+            return name
+        if name != self.default("name"):
+            raise UsageError(f"--name {name} is no network of --system {system}; use {' or '.join(networks)}")
+        return next(iter(networks))
+
+    def every(self, system: str) -> dict[str, Option]:
+        """All options by flag, of ``system`` and then of all others."""
+        everybody = [self.find(system), *self.systems.values()]
+        groups = [*self.shared]
+        for reads in everybody:
+            groups += [*reads.options, *reads.networks.values()]
+        options = [option for group in groups for option in options_of(group)]
+        return {option.flag: option for option in reversed(options)}
+
+    def default(self, flag: str) -> Any:
+        """Of an option that every system reads."""
+        return next(option.default for group in self.shared for option in options_of(group) if option.flag == flag)
+
+    def readers(self, flag: str) -> list[str]:
+        """The systems that read an option."""
+        return [
+            name
+            for name, reads in self.systems.items()
+            if any(flag in flags_of(group) for group in (*reads.options, *reads.networks.values()))
+        ]
+
+
+def published_keys(groups: Iterable[type]) -> dict[str, Any]:
+    """Keys of published settings that allow one value here, and are options no more: their ``published_keys``."""
+    return {
+        key: value
+        for group in groups
+        for owner in reversed(group.__mro__)
+        for key, value in vars(owner).get("published_keys", {}).items()
+    }
+
+
 class Config:
-    """The resolved configuration, one attribute for each group of options."""
+    """Values of every option that is read, by group: ``config[SamplingOptions].sampling_method``. It never changes.
 
-    run: RunOptions = field(default_factory=RunOptions)
-    launch: LaunchOptions = field(default_factory=LaunchOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    process: ProcessOptions = field(default_factory=ProcessOptions)
-    discrete: DiscreteOptions = field(default_factory=DiscreteOptions)
-    log_snr: LogSnrOptions = field(default_factory=LogSnrOptions)
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
-    joint: JointOptions = field(default_factory=JointOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    hsivi: HsiviOptions = field(default_factory=HsiviOptions)
-    predictor_corrector: PredictorCorrectorOptions = field(default_factory=PredictorCorrectorOptions)
-    likelihood: LikelihoodOptions = field(default_factory=LikelihoodOptions)
-    bound: BoundOptions = field(default_factory=BoundOptions)
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    dequantizer: DequantizerOptions = field(default_factory=DequantizerOptions)
+    Args:
+        catalogue: the options.
+        values: by flag; options that are not among them have their defaults.
+        given: flags that the command line or a file gave, rather than a default.
+        notes: what is worth telling whoever wrote the files, a line each.
 
-    @property
-    def model_folder(self) -> Path:
-        """The folder of the model, which ``--workdir`` names."""
-        return Path(self.run.root) / self.run.workdir
+    Raises:
+        UsageError: no such system, or no such network of it.
+    """
 
-    @property
-    def dequantizer_folder(self) -> Path:
-        """The folder of the model's dequantizer."""
-        return self.model_folder / "dequantizer"
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        values: Mapping[str, Any],
+        given: Iterable[str] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.catalogue = catalogue
+        self.given = frozenset(given)
+        self.notes = tuple(notes)
+        system, network = (values[key] if key in values else catalogue.default(key) for key in ("system", "name"))
+        network = catalogue.network(system, network)
+        self.groups = catalogue.groups(system, network)
+        values = {**values, "name": network}
+        self._values = {
+            option.flag: values.get(option.flag, option.default)
+            for group in self.groups
+            for option in options_of(group)
+        }
+        self._made: dict[type, Any] = {}
 
-    @property
-    def workdir(self) -> Path:
-        """The folder of this run: training a dequantizer is a run of its own, in a folder inside the model's."""
-        return self.dequantizer_folder if self.run.mode == "train_deq" else self.model_folder
+    def __getitem__(self, group: type[Group]) -> Group:
+        """The values of a group. A group may also be asked for by a class that it inherits from."""
+        if group not in self._made:
+            found = next((known for known in self.groups if issubclass(known, group)), None)
+            if found is None:
+                raise KeyError(f"{group.__name__} is not read by this configuration")
+            self._made[group] = self.make(found)
+        return self._made[group]
 
-    @property
-    def data_location(self) -> Path:
-        return Path(self.run.root) / self.data.data_location
+    def make(self, group: type[Group], **others: Any) -> Group:
+        """A group that has fields beside its options, such as the shapes of the data: ``others`` gives those."""
+        return group(**{option.field: self._values[option.flag] for option in options_of(cast(type, group))}, **others)
+
+    def reads(self, group: type) -> bool:
+        """Whether there are values of a group."""
+        return any(issubclass(known, group) for known in self.groups)
+
+    def options(self) -> Iterator[Option]:
+        """Every option that is read."""
+        for group in self.groups:
+            yield from options_of(group)
 
     def flat(self) -> dict[str, Any]:
-        """Every option by its flag's name."""
-        return {item.name: getattr(getattr(self, group), item.name) for group, item in _fields()}
+        """Every value by the option's flag, in types that JSON and snapshots know."""
+        return {flag: plain(value) for flag, value in self._values.items()}
+
+    def with_values(self, **values: Any) -> Config:
+        """The same configuration with other values of some options.
+
+        Raises:
+            UsageError: a value that the option does not allow, or an option that this configuration does not read.
+        """
+        changed = Config(self.catalogue, {**self._values, **values}, self.given | values.keys(), self.notes)
+        known = {option.flag: option for option in changed.options()}
+        for flag, value in values.items():
+            if flag not in known:
+                raise UsageError(f"{flag}: not read by --system {changed._values['system']}")
+            if isinstance(value, list):
+                changed._values[flag] = value = tuple(value)
+            try:
+                check(known[flag], value)
+            except ValueError as error:
+                raise UsageError(f"{flag} = {written(value)}: {error}") from None
+        return changed
 
     def text(self) -> str:
         """The configuration file that gives this configuration when passed with ``-cc``."""
-        lines = []
-        for group in GROUPS:
-            lines.append(f"# {group}")
-            for item in dataclasses.fields(GROUPS[group]):
-                value = _written(getattr(getattr(self, group), item.name))
-                lines.append(f"{item.name} = {value}" if value else f"# {item.name} =")
-            lines.append("")
-        return "\n".join(lines)
+        lines: list[str] = []
+        section: type | None = None
+        for option in self.options():
+            if option.declared_in is not section:
+                section = option.declared_in
+                lines += ["", f"# {(section.__doc__ or section.__name__).strip().splitlines()[0]}"]
+            lines.append(f"{option.flag} = {written_in_file(self._values[option.flag])}")
+        return "\n".join([*lines[1:], ""])
 
-    def difference(self, earlier: dict[str, Any]) -> list[str]:
-        """Options that make this another training run than ``earlier`` (flat), each as ``name: before -> now``."""
+    def difference(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Options that make this another training run than ``earlier`` (flat), each as ``name: before -> now``.
+
+        What ``earlier`` does not say had its default.
+        """
         changed = []
-        for group, item in _fields():
-            now = getattr(getattr(self, group), item.name)
-            defines_run = item.metadata["defines_run"]
-            if isinstance(defines_run, tuple):
-                defines_run = self.run.system in defines_run
-            if defines_run and item.name in earlier and earlier[item.name] != now:
-                changed.append(f"{item.name}: {_written(earlier[item.name])} -> {_written(now)}")
+        for option in self.options():
+            before = earlier.get(option.flag, plain(option.default))
+            now = plain(self._values[option.flag])
+            if option.effect is RUN and before != now:
+                changed.append(f"{option.flag}: {written(before)} -> {written(now)}")
         return changed
 
 
-GROUPS: dict[str, Any] = {item.name: item.default_factory for item in dataclasses.fields(Config)}
-"""The groups of options by their name in ``Config``."""
+def read_config_file(path: Path, catalogue: Catalogue) -> dict[str, Any]:
+    """The options that a configuration file gives, typed; keys that are options no more are left out.
 
-
-def _fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    for group, options in GROUPS.items():
-        for item in dataclasses.fields(options):
-            yield group, item
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return ",".join(str(entry) for entry in value)
-    return str(value)
-
-
-def _read_bool(text: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError("true or false expected")
-    return words[text.lower()]
-
-
-def _read_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        number = _read_float(text)
-        if not number.is_integer():
-            raise ValueError("a whole number expected") from None
-        return int(number)
-
-
-def _read_float(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError("a number expected") from None
-    if not math.isfinite(number):
-        raise ValueError("a finite number expected")
-    return number
-
-
-def _read_list(text: str) -> list[int]:
-    return [_read_int(part.strip()) for part in text.strip("[]() ").split(",") if part.strip()]
-
-
-def _read_int_or_auto(text: str) -> int | str:
-    return "auto" if text == "auto" else _read_int(text)
-
-
-READERS: dict[Any, Callable[[str], Any]] = {
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: str,
-    list[int]: _read_list,
-    int | str: _read_int_or_auto,
-}
-"""How each type of option is read from text; each raises ValueError that says what was expected."""
-
-
-def _reader(group: str, item: dataclasses.Field[Any]) -> Callable[[str], Any]:
-    """Text to a checked value of this option."""
-    read = READERS[typing.get_type_hints(GROUPS[group])[item.name]]
-    metadata = item.metadata
-
-    def checked(text: str) -> Any:
-        value = read(text)
-        for entry in value if isinstance(value, list) else [value]:
-            if metadata["choices"] and entry not in metadata["choices"]:
-                raise ValueError(f"one of {', '.join(map(_written, metadata['choices']))} expected")
-            if entry == "auto":
-                continue
-            if metadata["minimum"] is not None and entry < metadata["minimum"]:
-                raise ValueError(f"at least {metadata['minimum']:g} expected")
-            if metadata["above"] is not None and entry <= metadata["above"]:
-                raise ValueError(f"more than {metadata['above']:g} expected")
-            if metadata["maximum"] is not None and entry > metadata["maximum"]:
-                raise ValueError(f"at most {metadata['maximum']:g} expected")
-        return value
-
-    return checked
-
-
-def option_readers() -> dict[str, Callable[[str], Any]]:
-    """For each option, the function that reads and checks its text."""
-    return {item.name: _reader(group, item) for group, item in _fields()}
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return close[0] if close else ""
-
-
-class _FileParser(configargparse.ConfigFileParser):
-    """``key = value`` lines; checks each where its file and line are known."""
-
-    def get_syntax_description(self) -> str:
-        return "Configuration files hold lines 'key = value'; '#' starts a comment and [sections] are ignored."
-
-    def parse(self, stream: IO[str]) -> OrderedDict[str, str]:
-        readers = option_readers()
-        items: OrderedDict[str, str] = OrderedDict()
-        seen: dict[str, int] = {}
-        try:
-            lines = stream.read().splitlines()
-        except UnicodeDecodeError:
-            raise UsageError(f"{stream.name} is not a text file; give a file of 'key = value' lines") from None
-        for number, line in enumerate(lines, start=1):
-            where = f"{stream.name} line {number}"
-            line = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
-            if not line or re.fullmatch(r"\[.*\]", line):
-                continue
-            key, separator, value = (part.strip() for part in line.partition("="))
-            if not separator:
-                raise UsageError(f"{where}: '{line}' is not a setting; write 'key = value'")
-            if key not in readers:
-                raise UsageError(f"{where}: unknown key '{key}'; did you mean '{_nearest(key, list(readers))}'?")
-            if key in seen:
-                raise UsageError(f"{where}: '{key}' was set in line {seen[key]} already; keep one of the two")
+    Raises:
+        UsageError: an unreadable file, or a value that its option does not allow.
+    """
+    settings = read_settings(path)
+    known = catalogue.every(settings["system"].text if "system" in settings else catalogue.default("system"))
+    values = {}
+    for key, setting in settings.items():
+        if key in known:
             try:
-                readers[key](value)
+                values[key] = plain(read(known[key], setting.text))
             except ValueError as error:
-                raise UsageError(f"{where}: {key} = {value}: {error}") from None
-            seen[key] = number
-            items[key] = value
-        return items
-
-
-class _Parser(configargparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help lists every flag)")
-
-
-def make_parser() -> configargparse.ArgumentParser:
-    """The command line's parser, with one group of flags for each group of options."""
-    readers = option_readers()
-    parser = _Parser(
-        prog="main.py",
-        description="Train and evaluate score-based generative models, on one process or on many nodes.",
-        config_file_parser_class=_FileParser,
-        ignore_unknown_config_file_keys=False,
-        add_env_var_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-cc", "--config", is_config_file=True, metavar="FILE", help="configuration file")
-    parser.add_argument(
-        "-sc", "--special_config", is_config_file=True, metavar="FILE", help="configuration file that overrides -cc"
-    )
-    for group, options in GROUPS.items():
-        section = parser.add_argument_group(group, (options.__doc__ or "").strip())
-        for item in dataclasses.fields(options):
-            section.add_argument(f"--{item.name}", **_argument(group, item, readers[item.name]))
-    return parser
-
-
-def _argument(group: str, item: dataclasses.Field[Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[operator]
-    kind = typing.get_type_hints(GROUPS[group])[item.name]
-
-    def parse(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise configargparse.ArgumentTypeError(f"'{text}': {error}") from None
-
-    names = {bool: "BOOL", int: "N", float: "X", str: "TEXT", int | str: "N|auto"}
-    help_text = item.metadata["help"].replace("%", "%%") + f" [{_written(default) or 'none'}]"
-    choices = item.metadata["choices"]
-    metavar = "|".join(_written(choice) for choice in choices) if choices else names.get(kind, "N,N,...")
-    argument: dict[str, Any] = {"type": parse, "default": default, "help": help_text, "metavar": metavar}
-    if kind is bool:
-        argument |= {"nargs": "?", "const": True}
-    return argument
-
-
-def parse_config(argv: Sequence[str]) -> Config:
-    """The configuration of a command line, checked option by option (``util.check`` does what spans several).
-
-    Raises:
-        UsageError: unknown flag or key, wrong type, value out of range, unreadable file.
-    """
-    parser = make_parser()
-    for flag, value in pairwise(argv):
-        if flag in ("-cc", "--config", "-sc", "--special_config") and not Path(value).is_file():
-            raise UsageError(f"{flag} {value}: no such file; the published settings are in configs/")
-    known, unknown = parser.parse_known_args(_config_files_in_order(argv))
-    if unknown:
-        flags = [name for action in parser._actions for name in action.option_strings]
-        first = unknown[0].split("=")[0]
-        hint = f"; did you mean '{_nearest(first, flags)}'?" if first.startswith("-") else ""
-        raise UsageError(f"unknown argument '{unknown[0]}'{hint}")
-    values = vars(known)
-    groups = {
-        group: options(**{item.name: values[item.name] for item in dataclasses.fields(options)})
-        for group, options in GROUPS.items()
-    }
-    return Config(**groups)
-
-
-def _config_files_in_order(argv: Sequence[str]) -> list[str]:
-    """``-cc`` before ``-sc``, so that the special file wins whatever their order on the command line."""
-    special: list[str] = []
-    rest: list[str] = []
-    position = 0
-    while position < len(argv):
-        flag = argv[position].split("=")[0]
-        width = 1 if "=" in argv[position] else 2
-        if flag in ("-sc", "--special_config"):
-            special += argv[position : position + width]
-            position += width
-        else:
-            rest.append(argv[position])
-            position += 1
-    return rest + special
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The options that a configuration file gives, typed.
-
-    Raises:
-        UsageError: as ``parse_config``.
-    """
-    readers = option_readers()
-    with path.open() as stream:
-        items = _FileParser().parse(stream)
-    return {key: readers[key](value) for key, value in items.items()}
+                raise UsageError(f"{setting.where}: {key} = {setting.text}: {error}") from None
+    return values

@@ -10,6 +10,7 @@ from util.config import Config, read_config_file
 from util.errors import UsageError
 from util.files import write_text
 from util.run_file import read_run_file
+from util.run_options import RunOptions
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +24,14 @@ def claim_run_folder(config: Config) -> None:
     Raises:
         UsageError: the folder holds another run, a finished one, or (``continue``) none.
     """
-    workdir = config.workdir
+    workdir = config[RunOptions].folder
     recorded = workdir / "config.txt"
-    earlier = read_config_file(recorded) if recorded.is_file() else None
-    if config.run.mode != "continue" and earlier is not None:
-        if config.run.overwrite:
+    earlier = read_config_file(recorded, config.catalogue) if recorded.is_file() else None
+    if config[RunOptions].mode != "continue" and earlier is not None:
+        if config[RunOptions].overwrite:
             _empty(workdir)
         elif difference := config.difference(earlier):
-            go_on = "--mode continue to go on with the new values, " if config.run.mode == "train" else ""
+            go_on = "--mode continue to go on with the new values, " if config[RunOptions].mode == "train" else ""
             raise UsageError(
                 f"{workdir} holds a run of another configuration ({'; '.join(difference)}); use another --workdir, "
                 f"{go_on}or --overwrite to start again"
@@ -39,7 +40,7 @@ def claim_run_folder(config: Config) -> None:
             raise UsageError(
                 f"{workdir} holds a finished run of this configuration; use another --workdir, or --overwrite"
             )
-    if config.run.mode == "continue" and earlier is not None:
+    if config[RunOptions].mode == "continue" and earlier is not None:
         for change in config.difference(earlier):
             logger.warning("continuing with a changed setting: %s", change)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,12 @@ from launch.agents.membership import Membership
 from launch.agents.messages import ConnectionLost, Message
 from launch.agents.ranks import Ranks, Start
 from launch.agents.reports import FailureReport
+from launch.options import LaunchOptions
 from launch.places.topology import Topology
 from util.config import Config
 from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
 from util.run_file import read_run_file, update_run_file
+from util.run_options import RunOptions
 from util.stop import STOP_SIGNALS
 
 POLL_SECONDS = 0.05
@@ -46,12 +48,12 @@ class Agent:
         self.command = list(command)
         self.topology = topology
         self.config = config
-        self.workdir = config.workdir
-        if not config.run.workdir:
+        self.workdir = config[RunOptions].folder
+        if not config[RunOptions].workdir:
             raise UsageError("--workdir is missing: give the folder for (or of) the run")
-        needed = config.model_folder
-        if config.run.mode != "train" and not config.dequantizer.score_checkpoint and not needed.is_dir():
-            raise UsageError(f"--mode {config.run.mode}: {needed} is no folder; --workdir names an earlier run")
+        run = config[RunOptions]
+        if run.mode in ("continue", "eval", "sample") and not run.folder.is_dir():
+            raise UsageError(f"--mode {run.mode}: {run.folder} is no folder; --workdir names an earlier run")
         self.ranks: Ranks | None = None
         self._stop_signal = 0
         self._stop_time: float | None = None
@@ -123,7 +125,8 @@ class Agent:
 
     def _start(self, membership: Membership, message: Message) -> None:
         if message["cause"]:
-            self._show(f"{message['cause']}\nrestart {message['n_restarts']} of {self.config.launch.max_restarts}\n")
+            n_restarts = f"{message['n_restarts']} of {self.config[LaunchOptions].max_restarts}"
+            self._show(f"{message['cause']}\nrestart {n_restarts}\n")
         listener = membership.coordinator.take_rendezvous_socket() if membership.coordinator is not None else None
         if self._stop_time is not None:
             if listener is not None:
@@ -149,7 +152,7 @@ class Agent:
             membership.say("ended", **ended_message(EXIT_FAILED, failure))
 
     def _watch(self, membership: Membership, ranks: Ranks, now: float) -> None:
-        launch = self.config.launch
+        launch = self.config[LaunchOptions]
         ranks.listen(launch.rank_timeout)
         if self._stop_time is not None and now > self._stop_time + launch.grace_seconds:
             ranks.end_as_hung(f"did not stop within {launch.grace_seconds:g} s (--grace_seconds)")
@@ -190,7 +193,7 @@ class Agent:
 
     def _note(self, state: str, reason: str) -> None:
         """Put the end of a training run into run.json."""
-        if self.config.run.trains:
+        if self.config[RunOptions].trains:
             with contextlib.suppress(OSError):  # a full disk must not hide the message
                 update_run_file(self.workdir, state=state, exit_reason=reason)
 

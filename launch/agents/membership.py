@@ -13,6 +13,7 @@ from launch.agents.addresses import LOOPBACK, interface_of, listen, reachable_ad
 from launch.agents.coordinator import BEAT_SECONDS, PAUSE_SECONDS, Coordinator
 from launch.agents.group import Limits
 from launch.agents.messages import Connection, ConnectionLost, Message
+from launch.options import LaunchOptions
 from launch.places.topology import Topology
 from util.config import Config
 from util.errors import Preempted, RunFailed, UsageError
@@ -43,7 +44,7 @@ class Membership:
         self, topology: Topology, config: Config, fingerprint: dict[str, str], stop_requested: Callable[[], bool]
     ) -> None:
         self.topology = topology
-        self.options = config.launch
+        self.options = config[LaunchOptions]
         self.coordinator: Coordinator | None = None
         self._stop_requested = stop_requested
         self._registration = {

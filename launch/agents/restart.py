@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 
@@ -22,4 +21,4 @@ def after_restart(config: Config, environment: Mapping[str, str] = os.environ) -
     counts = [environment.get(name, "0") for name in COUNTS]
     if not any(count.isdigit() and int(count) > 0 for count in counts):
         return config
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, overwrite=False, checkpoint=""))
+    return config.with_values(overwrite=False, checkpoint="")

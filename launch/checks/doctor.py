@@ -5,7 +5,6 @@ It starts its ranks as main.py does, so it works, and fails, under the same laun
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -13,9 +12,12 @@ from typing import TYPE_CHECKING
 
 from launch.agents.agent import Agent
 from launch.agents.beat import live_with_agent
+from launch.options import LaunchOptions
 from launch.places.topology import find_topology, rank_place
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.errors import RunFailed, UsageError
+from util.run_options import RunOptions
 
 if TYPE_CHECKING:  # it imports torch, which the agent does not need
     from util.distributed import Distributed
@@ -31,21 +33,20 @@ def run_doctor(arguments: Sequence[str]) -> int:
         UsageError: bad arguments.
     """
     config = parse_config(arguments)
-    if not config.run.workdir:
+    if not config[RunOptions].workdir:
         raise UsageError("--workdir is missing: give the folder that the run is to have")
-    config = dataclasses.replace(
-        config,
-        launch=dataclasses.replace(
-            config.launch, collective_timeout=min(TIMEOUT_SECONDS, config.launch.collective_timeout)
-        ),
+    launch, run = config[LaunchOptions], config[RunOptions]
+    config = config.with_values(
+        collective_timeout=min(TIMEOUT_SECONDS, launch.collective_timeout),
         # A run may be at work in its folder: logs and reports of the doctor go below it.
-        run=dataclasses.replace(config.run, workdir=f"{config.run.workdir}/doctor", mode="train"),
+        workdir=f"{run.workdir}/doctor",
+        mode="train",
     )
-    place = rank_place(config.launch)
+    place = rank_place(config[LaunchOptions])
     if place is None:
         command = [sys.executable, "-m", "launch", "doctor", *arguments]
-        return Agent(command, find_topology(config.launch), config).run()
-    live_with_agent(config.launch.rank_timeout)
+        return Agent(command, find_topology(config[LaunchOptions]), config).run()
+    live_with_agent(config[LaunchOptions].rank_timeout)
     from launch.worker import run_rank
 
     began = time.perf_counter()
@@ -66,7 +67,7 @@ def examine(config: Config, distributed: Distributed, began: float) -> None:
     from launch.checks import machine as checks
 
     joined = time.perf_counter() - began
-    workdir = config.workdir
+    workdir = config[RunOptions].folder
     findings = [
         checks.check_group(distributed, joined),
         checks.check_devices(distributed),

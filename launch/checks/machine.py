@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from launch.agents.fingerprint import code_versions
-from trainers.run import open_datasets
 from util.config import Config
+from util.data.dataset import open_dataset, prepare_dataset
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.files import write_text
+from util.run_options import RunOptions
 from util.versions import versions
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -254,9 +256,13 @@ def check_clocks(distributed: Distributed) -> Finding:
 def check_data(distributed: Distributed, config: Config) -> Finding:
     """The data set opens on every node, and its first items are the same on all of them."""
 
+    run, data = config[RunOptions], config[DataOptions]
+
     def look() -> tuple[str, str, float]:
         begin = time.perf_counter()
-        dataset = open_datasets(config, Distributed(device=distributed.device))["train"]
+        where = run.path(data.data_location)
+        prepare_dataset(data.dataset, where)
+        dataset = open_dataset(data.dataset, "train", where, data.image_size, data.image_channels, run.seed)
         items = dataset.read(np.arange(min(64, dataset.length or 64)))
         digest = hashlib.sha256(items.numpy().tobytes()).hexdigest()[:12]
         what = f"{dataset.length} items" if dataset.length is not None else "generated points"
@@ -267,7 +273,7 @@ def check_data(distributed: Distributed, config: Config) -> Finding:
         return Finding("data set", FAULT, "; ".join(errors))
     if len({(content, digest) for content, digest, _ in seen.values()}) > 1:
         what = ", ".join(f"{place}: {content}, {digest}" for place, (content, digest, _) in seen.items())
-        return Finding("data set", FAULT, f"{config.data.dataset} differs between nodes: {what}")
+        return Finding("data set", FAULT, f"{data.dataset} differs between nodes: {what}")
     content, _, _ = next(iter(seen.values()))
     slowest = max(seconds for _, _, seconds in seen.values())
-    return Finding("data set", OK, f"{config.data.dataset}, {content}, opened and read within {slowest:.1f} s")
+    return Finding("data set", OK, f"{data.dataset}, {content}, opened and read within {slowest:.1f} s")

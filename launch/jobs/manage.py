@@ -13,9 +13,11 @@ from typing import IO
 from launch.jobs import local_job, slurm
 from launch.jobs.job_file import JobFile, read_job_file, write_job_file
 from launch.jobs.submit import submit_again
-from util.config import parse_config
+from launch.options import LaunchOptions
+from main import parse_config
 from util.errors import UsageError
 from util.run_file import read_run_file
+from util.run_options import RunOptions
 
 POLL_SECONDS = 0.5
 SECONDS_BETWEEN_STATES = 5.0
@@ -101,7 +103,7 @@ def requeue_run(workdir: Path, nodes: int | None) -> str:
     """
     job = _job_of(workdir)
     config = parse_config(job.arguments)
-    if config.run.trains and read_run_file(workdir).get("state") == "finished":
+    if config[RunOptions].trains and read_run_file(workdir).get("state") == "finished":
         raise UsageError(f"{workdir} holds a finished run; there is nothing left to do")
     active = _is_active(job)
     if active and nodes is None and job.executor != "local":
@@ -137,7 +139,7 @@ def _stop(workdir: Path, job: JobFile, wish: str) -> bool:
     """Have the job end with a snapshot; False where it had to be killed."""
     job.wish = wish
     write_job_file(workdir, job)
-    seconds = parse_config(job.arguments).launch.grace_seconds + MARGIN_SECONDS
+    seconds = parse_config(job.arguments)[LaunchOptions].grace_seconds + MARGIN_SECONDS
     if job.executor == "local":
         controller = local_job.controller(job)
         if controller is None:

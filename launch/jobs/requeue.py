@@ -8,11 +8,14 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluators.options import EvaluationOptions
 from launch.jobs import slurm
 from launch.jobs.job_file import JobFile, read_job_file, write_job_file
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.errors import UsageError
 from util.run_file import read_run_file
+from util.run_options import RunOptions
 
 DEFAULT_MAX_REQUEUES = 20
 MAX_FRUITLESS = 1
@@ -21,7 +24,7 @@ MAX_FRUITLESS = 1
 
 def arguments_of_restart(arguments: Sequence[str]) -> list[str]:
     """The arguments with which a run goes on: it must not delete what it has saved, nor go back to its beginning."""
-    run = parse_config(arguments).run
+    run = parse_config(arguments)[RunOptions]
     if not (run.overwrite or run.checkpoint):
         return list(arguments)
     return [*arguments, "--overwrite=false", "--checkpoint="]
@@ -29,10 +32,10 @@ def arguments_of_restart(arguments: Sequence[str]) -> list[str]:
 
 def progress_mark(config: Config) -> str:
     """A text that changes whenever the run gets further: steps saved, and evaluation files finished."""
-    snapshot = read_run_file(config.workdir).get("last_snapshot") or {}
+    snapshot = read_run_file(config[RunOptions].folder).get("last_snapshot") or {}
     digest = hashlib.sha256()
-    for folder in ("evaluations", config.evaluation.eval_folder):
-        for path in sorted((config.workdir / folder).rglob("*.npz")):
+    for folder in ("evaluations", config[EvaluationOptions].eval_folder):
+        for path in sorted((config[RunOptions].folder / folder).rglob("*.npz")):
             digest.update(f"{path} {path.stat().st_size}\n".encode())
     return f"step {snapshot.get('step', 0)}, evaluations {digest.hexdigest()[:12]}"
 
@@ -74,16 +77,16 @@ def job_started(config: Config, arguments: Sequence[str], max_requeues: int) -> 
     Raises:
         UsageError: not in a job, or no folder for the run.
     """
-    if not config.run.workdir:
+    if not config[RunOptions].workdir:
         raise UsageError("--workdir is missing: give a folder for (or of) the run that all nodes see")
     job_id = _own_job_id()
-    earlier = read_job_file(config.workdir)
+    earlier = read_job_file(config[RunOptions].folder)
     if earlier is not None and earlier.job_id == job_id:
         return
     directory, words = str(Path.cwd()), list(arguments)
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    config[RunOptions].folder.mkdir(parents=True, exist_ok=True)
     job = JobFile(job_id, "sbatch", "", directory, words, {}, max_requeues, host=socket.gethostname())
-    write_job_file(config.workdir, job)
+    write_job_file(config[RunOptions].folder, job)
 
 
 def job_stopped(config: Config) -> str:
@@ -92,12 +95,12 @@ def job_stopped(config: Config) -> str:
     Raises:
         UsageError: not in a job, or Slurm refused.
     """
-    job = read_job_file(config.workdir)
+    job = read_job_file(config[RunOptions].folder)
     job_id = _own_job_id()
     if job is None or job.job_id != job_id:
-        raise UsageError(f"{config.workdir}: job {job_id} is not the job of this run; it is not requeued")
+        raise UsageError(f"{config[RunOptions].folder}: job {job_id} is not the job of this run; it is not requeued")
     reason = decide(job, progress_mark(config), slurm.reason_against_requeue(job_id))
-    write_job_file(config.workdir, job)
+    write_job_file(config[RunOptions].folder, job)
     if not reason:
         slurm.requeue(job_id)
     return f"job {job_id}: {job.note}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.jobs import local_job, slurm
 from launch.jobs.job_file import JobFile, read_job_file
 from launch.jobs.slurm import SlurmJob
-from util.config import read_config_file
+from util.config_file import read_settings
 from util.errors import UsageError
 from util.run_file import read_run_file
 
@@ -75,8 +75,8 @@ def _status(workdir: Path, job: JobFile | None, known: Mapping[str, SlurmJob]) -
         requeues = max(requeues, slurm_job.restarts)
         active = slurm_job.state == "RUNNING"
     total = None
-    with contextlib.suppress(OSError, UsageError):
-        total = read_config_file(workdir / "config.txt").get("n_train_iters")
+    with contextlib.suppress(KeyError, ValueError, UsageError):
+        total = int(read_settings(workdir / "config.txt")["n_train_iters"].text)
     step, rate, snapshot = run.get("step"), run.get("rate"), run.get("last_snapshot") or {}
     eta = None
     if active and run.get("state") in ("training", "evaluating") and rate and total is not None and step is not None:

@@ -16,10 +16,13 @@ from typing import Any
 from launch.jobs.job_file import JobFile, write_job_file
 from launch.jobs.requeue import DEFAULT_MAX_REQUEUES, arguments_of_restart
 from launch.jobs.slurm import minutes_of
+from launch.options import LaunchOptions
 from launch.places.topology import count_devices
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.errors import UsageError
 from util.run_file import read_run_file
+from util.run_options import RunOptions
 
 LOCAL_RESTARTS = 5
 """submitit's local controller starts a job six times at most."""
@@ -58,23 +61,23 @@ def submit(options: SubmitOptions, arguments: Sequence[str]) -> JobFile:
     """
     words = _with_gpus(list(arguments), options)
     config = parse_config(words)
-    if not config.run.workdir:
+    if not config[RunOptions].workdir:
         raise UsageError("--workdir is missing: give a folder for (or of) the run that all nodes see")
     if options.executor == "local" and options.nodes > 1:
         raise UsageError(f"--nodes {options.nodes} --executor local: this machine is one node; use --executor slurm")
     if (
-        config.run.mode in ("train", "train_deq")
-        and not config.run.overwrite
-        and read_run_file(config.workdir).get("state") == "finished"
+        config[RunOptions].mode in ("train", "train_deq")
+        and not config[RunOptions].overwrite
+        and read_run_file(config[RunOptions].folder).get("state") == "finished"
     ):
-        raise UsageError(f"{config.workdir} holds a finished run; use another --workdir")
+        raise UsageError(f"{config[RunOptions].folder} holds a finished run; use another --workdir")
     minutes = minutes_of(options.time)
-    name = options.name or config.workdir.name
-    config.workdir.mkdir(parents=True, exist_ok=True)
-    jobs = config.workdir.absolute() / "jobs"
+    name = options.name or config[RunOptions].folder.name
+    config[RunOptions].folder.mkdir(parents=True, exist_ok=True)
+    jobs = config[RunOptions].folder.absolute() / "jobs"
     job_id = _submit(options, words, config, jobs, minutes, name)
     job = JobFile(job_id, options.executor, str(jobs), str(Path.cwd()), words, asdict(options), options.max_requeues)
-    write_job_file(config.workdir, job)
+    write_job_file(config[RunOptions].folder, job)
     return job
 
 
@@ -105,7 +108,7 @@ def read_slurm_options(texts: Sequence[str]) -> dict[str, str | bool]:
 
 def _with_gpus(words: list[str], options: SubmitOptions) -> list[str]:
     """The arguments with ``--n_gpus_per_node``, so that as many ranks start as GPUs were asked for."""
-    given = parse_config(words).launch.n_gpus_per_node
+    given = parse_config(words)[LaunchOptions].n_gpus_per_node
     if options.gpus_per_node is None or given == options.gpus_per_node:
         return words
     if given:
@@ -125,19 +128,19 @@ def _submit(options: SubmitOptions, words: list[str], config: Config, jobs: Path
     from launch.jobs.task import MainTask
 
     # The warning comes early enough for the ranks to take all the time that they may.
-    warning = int(min(config.launch.grace_seconds, 60 * minutes - 1))
+    warning = int(min(config[LaunchOptions].grace_seconds, 60 * minutes - 1))
     parameters: dict[str, Any] = {}
     executor: Any
     if options.executor == "local":
         executor = submitit.LocalExecutor(jobs, max_num_timeout=min(options.max_requeues, LOCAL_RESTARTS))
         parameters["timeout_min"] = minutes
-        parameters["gpus_per_node"] = options.gpus_per_node or count_devices(config.launch.device)
+        parameters["gpus_per_node"] = options.gpus_per_node or count_devices(config[LaunchOptions].device)
         # As with nohup: the job outlives the terminal it was submitted from.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     else:
         executor = submitit.SlurmExecutor(jobs, max_num_timeout=options.max_requeues)
         parameters |= {"time": minutes, "nodes": options.nodes, "ntasks_per_node": 1, "job_name": name}
-        if options.gpus_per_node is not None and config.launch.device != "cpu":
+        if options.gpus_per_node is not None and config[LaunchOptions].device != "cpu":
             parameters["gpus_per_node"] = options.gpus_per_node
         if options.partition:
             parameters["partition"] = options.partition

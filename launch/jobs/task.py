@@ -16,8 +16,9 @@ from submitit.core.utils import DelayedSubmission
 from launch.jobs import slurm
 from launch.jobs.job_file import read_job_file, write_job_file
 from launch.jobs.requeue import arguments_of_restart, decide, progress_mark
-from util.config import parse_config
+from main import parse_config
 from util.errors import EXIT_FINISHED, EXIT_PREEMPTED, RunFailed
+from util.run_options import RunOptions
 from util.stop import STOP_SIGNALS
 
 MAIN = Path(__file__).parents[2] / "main.py"
@@ -60,10 +61,11 @@ class MainTask:
     def checkpoint(self) -> DelayedSubmission | None:
         """Called by submitit in task 0: what is to run after a requeue, or None for no requeue."""
         config = parse_config(self.arguments)
-        job = read_job_file(config.workdir)
+        job = read_job_file(config[RunOptions].folder)
         environment = JobEnvironment()
         if job is None or job.job_id != environment.job_id:
-            print(f"{config.workdir}: job {environment.job_id} is not the job of this run; not requeued", flush=True)
+            folder = config[RunOptions].folder
+            print(f"{folder}: job {environment.job_id} is not the job of this run; not requeued", flush=True)
             return None
         if environment.cluster == "slurm":
             against = slurm.reason_against_requeue(job.job_id)
@@ -71,13 +73,13 @@ class MainTask:
             # On one's own machine nobody pre-empts: only the time limit, which has a signal of its own, is no wish.
             against = "" if self.received == f"SIG{environment.USR_SIG}" or job.wish else f"it got {self.received}"
         reason = decide(job, progress_mark(config), against)
-        write_job_file(config.workdir, job)
+        write_job_file(config[RunOptions].folder, job)
         print(f"job {job.job_id}: {job.note}", flush=True)
         return None if reason else DelayedSubmission(MainTask(arguments_of_restart(self.arguments), self.directory))
 
     def _note_failure(self, code: int) -> str:
         """What to say of a main.py that failed; noted for ``launch status`` by task 0."""
-        workdir = parse_config(self.arguments).workdir
+        workdir = parse_config(self.arguments)[RunOptions].folder
         reason = f"main.py failed with exit code {code}; `launch logs` shows what it said"
         job, environment = read_job_file(workdir), JobEnvironment()
         if environment.global_rank == 0 and job is not None and job.job_id == environment.job_id:

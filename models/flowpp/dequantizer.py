@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,54 +11,7 @@ from torch import nn
 from models.flowpp.bijections import ActivationNorm, PointwiseMap, logit, merge_columns, sigmoid, split_columns
 from models.flowpp.context import DeepContext, ShallowContext
 from models.flowpp.coupling import MixtureCoupling
-from util.errors import UsageError
-
-
-@dataclass(frozen=True)
-class DequantizerSettings:
-    """Settings of a dequantizer; the defaults are those of the CIFAR-10 architecture.
-
-    Attributes:
-        image_shape: (C, H, W).
-        architecture: "cifar10" (plain convolutions, invertible maps of the channels, shallow context) or "imagenet32"
-            (weight normalisation, no such maps, deep context).
-        n_couplings: steps of the flow.
-        n_filters, n_blocks, n_heads: width, blocks and attention heads of each coupling's network.
-        n_components: logistics in each mixture.
-        context_channels, n_context_blocks, n_context_heads: of the context network.
-        published_behaviour: as ``MixtureCoupling`` and ``ActivationNorm``.
-
-    Raises:
-        UsageError: sizes that cannot work together.
-    """
-
-    image_shape: tuple[int, int, int]
-    architecture: str = "cifar10"
-    n_couplings: int = 4
-    n_filters: int = 96
-    n_blocks: int = 2
-    n_components: int = 32
-    n_heads: int = 4
-    context_channels: int = 32
-    n_context_blocks: int = 3
-    n_context_heads: int = 4
-    published_behaviour: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_shape[2] % 2:
-            raise UsageError(
-                f"--image_size {self.image_shape[2]}: the dequantizer's flow pairs columns; use an even image size"
-            )
-        if self.n_filters % self.n_heads:
-            raise UsageError(
-                f"--dequantizer_n_filters {self.n_filters} cannot be shared among {self.n_heads} heads; use a multiple "
-                "of --dequantizer_n_heads"
-            )
-        if self.architecture == "imagenet32" and self.context_channels % self.n_context_heads:
-            raise UsageError(
-                f"--dequantizer_context_channels {self.context_channels} cannot be shared among {self.n_context_heads} "
-                "heads; use a multiple of that"
-            )
+from models.flowpp.settings import DequantizerSettings
 
 
 class FlowStep(nn.Module):

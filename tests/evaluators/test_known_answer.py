@@ -10,7 +10,7 @@ import torch
 from diffusion.continuous.gaussian import GaussianData
 from evaluators.evaluate import EvaluationSettings, run_evaluations
 from trainers.cld.method import ScoreMatching
-from util.config import parse_config
+from main import parse_config
 from util.distributed import Distributed
 from util.noise import Noise
 

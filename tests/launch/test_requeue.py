@@ -9,7 +9,8 @@ from launch.jobs.job_file import HOME_VARIABLE, JobFile, find_run, known_runs, r
 from launch.jobs.requeue import arguments_of_restart, decide, progress_mark
 from launch.jobs.slurm import minutes_of
 from launch.jobs.status import run_states, table
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.errors import UsageError
 from util.run_file import update_run_file
 

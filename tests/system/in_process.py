@@ -12,7 +12,7 @@ from launch.places.topology import RankPlace, find_topology
 from launch.worker import choose_device
 from tests.system.command import arguments
 from trainers.run import train
-from util.config import parse_config
+from main import parse_config
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.stop import StopRequest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.system.command import ROOT
 from trainers.ddpm.method import NoisePrediction
-from util.config import parse_config
+from main import parse_config
 from util.distributed import Distributed
 from util.snapshot import write_snapshot
 

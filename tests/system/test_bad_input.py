@@ -13,7 +13,7 @@ from PIL import Image
 from tests.system.command import arguments, run
 from tests.system.in_process import NeverStopped, refusal, run_here
 from trainers.run import train
-from util.config import parse_config
+from main import parse_config
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.snapshot import write_snapshot

@@ -16,7 +16,8 @@ from trainers.scoreflow.dequantizer import (
     choose_score_snapshot,
 )
 from trainers.scoreflow.method import ScoreFlow
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import UsageError

@@ -15,7 +15,8 @@ from tests.trainers.steps import take_step
 from tests.util.hsivi_checkpoint import published
 from trainers.ddpm.method import NoisePrediction
 from trainers.hsivi.method import HierarchicalMatching, check_hsivi, make_hierarchy_of
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch, training_batches
 from util.data.no_data import NoData, positions_without_data

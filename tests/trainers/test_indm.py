@@ -16,7 +16,8 @@ from tests.evaluators.ranks import run_ranks
 from tests.trainers.steps import take_step
 from trainers.indm.method import JointDiffusion, check_indm, flow_settings
 from trainers.networks import ncsnpp_settings
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
 from util.distributed import Distributed

@@ -9,7 +9,8 @@ from models.ncsnpp import NCSNpp
 from tests.trainers.steps import take_step
 from trainers.networks import ncsnpp_settings
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
-from util.config import Config, parse_config
+from main import parse_config
+from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import UsageError

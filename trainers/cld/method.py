@@ -19,20 +19,24 @@ from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.continuous.score import make_score
 from diffusion.continuous.vp import VariancePreserving
 from diffusion.model import LogLikelihood, Samples, go_on, total
+from trainers.cld.options import CldOptions
 from trainers.method import Update
-from trainers.networks import check_score_network, make_score_network
+from trainers.networks import make_score_network, score_network_settings
+from trainers.options import OptimizationOptions
 from trainers.state import TrainingState
 from trainers.update import compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise
+from util.run_options import RunOptions
 
 
 def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreserving:
     """The forward process that the options describe."""
-    options = config.process
+    options = config[CldOptions]
     schedule = LinearBeta(options.beta0, options.beta1)
     if options.sde == "vpsde":
         return VariancePreserving(schedule)
@@ -42,15 +46,14 @@ def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreservin
 
 def check_cld(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    if config.process.sde not in ("cld", "vpsde"):
-        raise UsageError(f"--sde {config.process.sde} is not for --system cld; use cld or vpsde")
     make_process(config)
-    check_score_network(config)
-    objective, sampling = config.objective, config.sampling
-    if sampling.sampling_method not in ("ode", "em", "sscs"):
-        raise UsageError(f"--sampling_method {sampling.sampling_method} is not for --system cld; use ode, em or sscs")
-    if sampling.sampling_method == "sscs" and config.process.sde != "cld":
-        raise UsageError(f"--sampling_method sscs needs a velocity; use em or ode with --sde {config.process.sde}")
+    n_channels = config[DataOptions].shape[0]
+    score_network_settings(config, n_channels, n_channels)
+    objective, sampling = config[CldOptions], config[CldOptions]
+    if sampling.sampling_method in ("em", "sscs") and sampling.denoising and sampling.n_discrete_steps < 2:
+        raise UsageError("--n_discrete_steps 1 leaves no step before the denoising one; give at least 2")
+    if sampling.sampling_method == "sscs" and config[CldOptions].sde != "cld":
+        raise UsageError(f"--sampling_method sscs needs a velocity; use em or ode with --sde {config[CldOptions].sde}")
     if objective.importance_sampling and objective.weighting != "likelihood":
         raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
 
@@ -68,38 +71,34 @@ class ScoreMatching:
     def __init__(self, config: Config, distributed: Distributed) -> None:
         self.config = config
         self.device = distributed.device
-        self.is_image = config.data.is_image
+        self.is_image = config[DataOptions].is_image
         self.unit = "bits/dim" if self.is_image else "nats"
-        self.scale = PixelScale(centered=config.data.center_image)
-        self.data_shape = (
-            (config.data.image_channels, config.data.image_size, config.data.image_size)
-            if self.is_image
-            else (config.data.data_dim,)
-        )
+        self.scale = PixelScale(centered=config[DataOptions].center_image)
+        self.data_shape = config[DataOptions].shape
         self.process: Process = make_process(config)
-        objective = config.objective
+        objective = config[CldOptions]
         self._importance = (
             ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
         )
-        factor = 2 if config.process.sde == "cld" else 1
+        factor = 2 if config[CldOptions].sde == "cld" else 1
         self.network = make_score_network(config, factor * self.data_shape[0], self.data_shape[0], self.device)
-        self.updater = make_updater(self.network, config.optimization)
+        self.updater = make_updater(self.network, config[OptimizationOptions], config[CldOptions].learning_rate)
         self.updaters = {"score": self.updater}
         self.updates = [Update("score", self.training_losses)]
-        self.state = TrainingState.of(self.updaters, make_scaler(config.optimization, self.device))
+        self.state = TrainingState.of(self.updaters, make_scaler(config[OptimizationOptions], self.device))
         self.heed: Callable[[], None] = go_on
         name = "nelbo" if self.process.velocity_variance is not None else "negative_log_likelihood"
         self.likelihoods = {name: self.negative_log_likelihood}
-        optimization = config.optimization
+        optimization = config[OptimizationOptions]
         self._training_score = self._score(compiled(self.network, optimization), optimization.autocast_train)
-        self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
+        self._sampling_score = self._score(self.network, config[OptimizationOptions].autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
 
     def _score(
         self, network: Callable[..., torch.Tensor], autocast: bool
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        called = with_autocast(network, self.device, self.config.optimization, autocast)
-        return make_score(self.process, called, mixed=self.config.objective.mixed_score)
+        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
+        return make_score(self.process, called, mixed=self.config[CldOptions].mixed_score)
 
     def _to_data(self, batch: torch.Tensor, noise: Noise, dequantize: bool) -> torch.Tensor:
         """What the diffusion sees of a batch."""
@@ -113,7 +112,7 @@ class ScoreMatching:
         self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], batch: torch.Tensor, noise: Noise
     ) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
-        x = self._to_data(batch, noise, self.config.data.uniform_dequantization)
+        x = self._to_data(batch, noise, self.config[DataOptions].uniform_dequantization)
         velocity_noise = noise.normal(*self.data_shape) if self.process.conditions_on_velocity else None
         return score_matching_loss(
             self.process,
@@ -122,8 +121,8 @@ class ScoreMatching:
             noise.uniform(dtype=torch.float64),
             noise.normal(*state_shape(self.process, self.data_shape)),
             velocity_noise,
-            weighting=self.config.objective.weighting,
-            loss_eps=self.config.objective.loss_eps,
+            weighting=self.config[CldOptions].weighting,
+            loss_eps=self.config[CldOptions].loss_eps,
             importance=self._importance,
         )
 
@@ -138,7 +137,7 @@ class ScoreMatching:
 
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
-        options = self.config.sampling
+        options = self.config[CldOptions]
         shape = state_shape(self.process, self.data_shape)
         prior = prior_sample(self.process, noise.normal(*shape))
         common: dict[str, Any] = {"sampling_eps": options.sampling_eps, "denoise": options.denoising}
@@ -147,7 +146,7 @@ class ScoreMatching:
             "striding": options.striding,
             "normal": lambda: noise.normal(*shape),
         }
-        published = self.config.run.published_behaviour
+        published = self.config[RunOptions].published_behaviour
         with self.updater.averaged():
             if options.sampling_method == "ode":
                 solver: dict[str, Any] = {
@@ -174,7 +173,7 @@ class ScoreMatching:
 
         Images are dequantized uniformly; the velocity and the trace estimator's probe are drawn once.
         """
-        options = self.config.likelihood
+        options = self.config[CldOptions]
         x = self._to_data(batch, noise, dequantize=True)
         has_velocity = self.process.velocity_variance is not None
         start = initial_state(self.process, x, noise.normal(*self.data_shape) if has_velocity else None)
@@ -190,7 +189,7 @@ class ScoreMatching:
                 rtol=options.likelihood_rtol,
                 atol=options.likelihood_atol,
                 n_steps=options.likelihood_n_steps or None,
-                published_behaviour=self.config.run.published_behaviour,
+                published_behaviour=self.config[RunOptions].published_behaviour,
             )
         terms = negative_log_likelihood_terms(self.process, likelihood)
         if self.is_image:

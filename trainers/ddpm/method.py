@@ -13,15 +13,19 @@ from diffusion.discrete.ddim import ancestral, ddim
 from diffusion.discrete.ddpm import PredictNoise, noise_prediction_loss
 from diffusion.discrete.schedule import choose_labels, make_schedule
 from diffusion.model import LogLikelihood, Samples, go_on
+from trainers.ddpm.options import DdpmOptions
 from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
+from trainers.options import OptimizationOptions
 from trainers.state import TrainingState
 from trainers.update import compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise
+from util.run_options import RunOptions
 
 LARGEST_LABEL = 1000
 """To which ``--rescale_timesteps`` scales labels."""
@@ -31,7 +35,7 @@ N_STATES_OF_TRAJECTORY = 10
 
 def check_ddpm(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    data, discrete, sampling = config.data, config.discrete, config.sampling
+    data, discrete, sampling = config[DataOptions], config[DdpmOptions], config[DdpmOptions]
     if not data.is_image:
         raise UsageError("--system ddpm needs images; use --system cld for points")
     if not data.center_image:
@@ -47,7 +51,7 @@ def check_ddpm(config: Config) -> None:
 
 def label_scale(config: Config) -> float:
     """What the network is told for step 1."""
-    return LARGEST_LABEL / config.discrete.diffusion_steps if config.discrete.rescale_timesteps else 1.0
+    return LARGEST_LABEL / config[DdpmOptions].diffusion_steps if config[DdpmOptions].rescale_timesteps else 1.0
 
 
 class NoisePrediction:
@@ -63,14 +67,14 @@ class NoisePrediction:
     def __init__(self, config: Config, distributed: Distributed) -> None:
         self.config = config
         self.device = distributed.device
-        data, discrete, optimization = config.data, config.discrete, config.optimization
+        data, discrete, optimization = config[DataOptions], config[DdpmOptions], config[OptimizationOptions]
         self.data_shape = (data.image_channels, data.image_size, data.image_size)
         self.scale = PixelScale(centered=True)
         self.schedule = make_schedule(
-            discrete.noise_schedule, discrete.diffusion_steps, config.run.published_behaviour
+            discrete.noise_schedule, discrete.diffusion_steps, config[RunOptions].published_behaviour
         ).to(self.device)
         self.network = make_noise_network(config, self.device)
-        self.updater = make_updater(self.network, optimization)
+        self.updater = make_updater(self.network, optimization, config[DdpmOptions].learning_rate)
         self.updaters = {"noise": self.updater}
         self.updates = [Update("noise", self.training_losses)]
         self.state = TrainingState.of(self.updaters, make_scaler(optimization, self.device))
@@ -81,7 +85,7 @@ class NoisePrediction:
         self._exact_prediction = self._prediction(self.network, autocast=False)
 
     def _prediction(self, network: Callable[..., torch.Tensor], autocast: bool) -> PredictNoise:
-        called = with_autocast(network, self.device, self.config.optimization, autocast)
+        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
         scale = label_scale(self.config)
         return lambda state, labels: called(state, labels.double() * scale).float()
 
@@ -108,7 +112,7 @@ class NoisePrediction:
 
     def trajectory(self, noise: Noise) -> dict[str, torch.Tensor]:
         """States on their way to a sample, and the data predicted from them, at up to ten steps."""
-        n_steps = self.config.sampling.n_discrete_steps
+        n_steps = self.config[DdpmOptions].n_discrete_steps
         n_shown = min(n_steps, N_STATES_OF_TRAJECTORY)
         shown = {n_steps - 1 - number * n_steps // n_shown for number in range(n_shown)}
         states: dict[str, list[torch.Tensor]] = {"state": [], "predicted data": []}
@@ -124,7 +128,7 @@ class NoisePrediction:
     def _draw(
         self, noise: Noise, on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
     ) -> tuple[torch.Tensor, int]:
-        discrete, sampling = self.config.discrete, self.config.sampling
+        discrete, sampling = self.config[DdpmOptions], self.config[DdpmOptions]
         labels = choose_labels(discrete.skip_type, sampling.n_discrete_steps, len(self.schedule)).to(self.device)
         common: dict[str, Any] = {
             "normal": lambda: noise.normal(*self.data_shape),
@@ -139,7 +143,7 @@ class NoisePrediction:
 
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound on the grey levels, for ancestral sampling over all steps."""
-        discrete = self.config.discrete
+        discrete = self.config[DdpmOptions]
         with self.updater.averaged():
             nats, n_evaluations = variational_bound(
                 self._exact_prediction,

@@ -30,34 +30,39 @@ from diffusion.discrete.hsivi import (
 from diffusion.discrete.schedule import choose_labels, make_schedule, teacher_labels
 from diffusion.model import LogLikelihood, Samples, go_on
 from models.log_gamma import LOG_GAMMA, add_log_gamma
+from trainers.hsivi.options import HsiviOptions
 from trainers.hsivi.pretrained import Pretrained, read_pretrained
 from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
+from trainers.options import NetworkChoice, OptimizationOptions, TrainingOptions
 from trainers.state import TrainingState
 from trainers.update import ADAM_BETA1, Updater, make_scaler, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.named_shapes import describe_difference, shapes
 from util.noise import Noise
 from util.optimization import decaying_learning_rate, make_optimizer
+from util.run_options import RunOptions
 
 LARGEST_LABEL = 1000
 
 
 def check_hsivi(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    data, discrete, options = config.data, config.discrete, config.hsivi
-    n_points = config.sampling.n_discrete_steps
+    data, discrete, options = config[DataOptions], config[HsiviOptions], config[HsiviOptions]
+    n_points = config[HsiviOptions].n_discrete_steps
     if not data.is_image:
         raise UsageError("--system hsivi needs images; use --system cld for points")
     if not data.center_image:
         raise UsageError("--system hsivi starts from networks for images on [-1, 1]; leave center_image true")
-    if config.network.dropout > 0:
-        raise UsageError(f"--dropout {config.network.dropout}: hsivi trains without dropout; set dropout = 0")
-    if config.run.mode == "train" and not options.pretrained_model:
+    settings = noise_network_settings(config)
+    if settings.dropout > 0:
+        raise UsageError(f"--dropout {settings.dropout:g}: hsivi trains without dropout; set dropout = 0")
+    if config[RunOptions].mode == "train" and not options.pretrained_model:
         raise UsageError(
             "--system hsivi starts from a trained network; give --pretrained_model: a snapshot of --system ddpm or "
             "hsivi, or a published checkpoint"
@@ -69,8 +74,6 @@ def check_hsivi(config: Config) -> None:
             f"--f_pairs_per_chain {options.f_pairs_per_chain}: a chain of n_discrete_steps {n_points} has "
             f"{n_points - 1} pairs; give at most as many"
         )
-    if config.evaluation.eval_likelihood or config.training.likelihood_freq:
-        raise UsageError("--system hsivi has no likelihood; leave out --eval_likelihood and --likelihood_freq")
     teacher_steps = options.teacher_diffusion_steps or discrete.diffusion_steps
     if teacher_steps % discrete.diffusion_steps:
         raise UsageError(
@@ -83,7 +86,6 @@ def check_hsivi(config: Config) -> None:
             "set diffusion_steps to the teacher's own"
         )
     make_hierarchy_of(config)
-    noise_network_settings(config)
 
 
 def network_labels(config: Config, labels: torch.Tensor) -> torch.Tensor:
@@ -91,10 +93,10 @@ def network_labels(config: Config, labels: torch.Tensor) -> torch.Tensor:
 
     The public code asks a teacher of 4,000 rescaled steps with the labels of 1,000 steps, 0.75 too small.
     """
-    discrete = config.discrete
-    if config.run.published_behaviour:
+    discrete = config[HsiviOptions]
+    if config[RunOptions].published_behaviour:
         return labels.double()
-    n_teacher_steps = config.hsivi.teacher_diffusion_steps or discrete.diffusion_steps
+    n_teacher_steps = config[HsiviOptions].teacher_diffusion_steps or discrete.diffusion_steps
     largest_label = LARGEST_LABEL if discrete.rescale_timesteps else n_teacher_steps
     return teacher_labels(labels, discrete.diffusion_steps, n_teacher_steps, largest_label)
 
@@ -105,12 +107,12 @@ def make_hierarchy_of(config: Config, device: torch.device | str = "cpu") -> Hie
     Raises:
         UsageError: options that allow none.
     """
-    discrete, published = config.discrete, config.run.published_behaviour
-    labels = choose_labels(discrete.skip_type, config.sampling.n_discrete_steps, discrete.diffusion_steps)
+    discrete, published = config[HsiviOptions], config[RunOptions].published_behaviour
+    labels = choose_labels(discrete.skip_type, config[HsiviOptions].n_discrete_steps, discrete.diffusion_steps)
     schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps, published).subset(labels).to(device)
     variances = schedule.one_minus_alphas_bar
     return make_hierarchy(
-        network_labels(config, schedule.labels), variances.float() if published else variances, config.hsivi.eta
+        network_labels(config, schedule.labels), variances.float() if published else variances, config[HsiviOptions].eta
     )
 
 
@@ -145,7 +147,7 @@ class HierarchicalMatching:
     def __init__(self, config: Config, distributed: Distributed) -> None:
         self.config = config
         self.device = distributed.device
-        data, options, optimization = config.data, config.hsivi, config.optimization
+        data, options, optimization = config[DataOptions], config[HsiviOptions], config[OptimizationOptions]
         self.data_shape = (data.image_channels, data.image_size, data.image_size)
         self.scale = PixelScale(centered=True)
         self.hierarchy = make_hierarchy_of(config, self.device)
@@ -173,21 +175,21 @@ class HierarchicalMatching:
         self._evaluating = _Networks(*(self._called(network, training=False) for network in networks))
 
     def _make_updater(self, network: nn.Module, learning_rate: float) -> Updater:
-        optimization, options = self.config.optimization, self.config.hsivi
+        optimization, options = self.config[OptimizationOptions], self.config[HsiviOptions]
         parameters = list(network.parameters())
         optimizer = make_optimizer(
             optimization.optimizer, parameters, learning_rate, optimization.weight_decay,
             (ADAM_BETA1, optimization.adam_beta2), amsgrad=True,
         )  # fmt: skip
         rate = partial(
-            decaying_learning_rate, learning_rate, optimization.n_warmup_iters, self.config.training.n_train_iters,
-            options.cosine_lr_decay == "use",
+            decaying_learning_rate, learning_rate, optimization.n_warmup_iters,
+            self.config[TrainingOptions].n_train_iters, options.cosine_lr_decay == "use",
         )  # fmt: skip
         ema = ExponentialMovingAverage(network.named_parameters(), optimization.ema_rate)
         return Updater(network, optimizer, ema, rate, optimization.grad_clip)
 
     def _called(self, network: nn.Module, training: bool) -> Network:
-        optimization = self.config.optimization
+        optimization = self.config[OptimizationOptions]
         called: Callable[..., torch.Tensor] = network
         if training and optimization.compile:
             called = torch.compile(network, dynamic=True)  # the roll-out's batch shrinks
@@ -200,9 +202,9 @@ class HierarchicalMatching:
         Raises:
             UsageError: there is none, or it does not fit the options.
         """
-        path = self.config.hsivi.pretrained_model
+        path = self.config[HsiviOptions].pretrained_model
         pretrained = read_pretrained(
-            Path(self.config.run.root) / path, averaged=not self.config.run.published_behaviour
+            Path(self.config[RunOptions].root) / path, averaged=not self.config[RunOptions].published_behaviour
         )
         self._check_teacher_steps(pretrained)
         gamma = {LOG_GAMMA: torch.zeros_like(self.log_gamma)}
@@ -221,7 +223,8 @@ class HierarchicalMatching:
         if difference:
             raise UsageError(
                 f"--pretrained_model {source.path}: {source.kind} does not fit the network '{name}' that the options "
-                f"describe (--name {self.config.network.name}): {difference}; use the settings that it was trained with"
+                f"describe (--name {self.config[NetworkChoice].name}): {difference}; use the settings that it was "
+                "trained with"
             )
         network.load_state_dict(weights)
 
@@ -229,13 +232,13 @@ class HierarchicalMatching:
         if given.shape != self.log_gamma.shape:
             raise UsageError(
                 f"--pretrained_model {source.path}: its {LOG_GAMMA} has shape {tuple(given.shape)}, not the "
-                f"{tuple(self.log_gamma.shape)} of --n_discrete_steps {self.config.sampling.n_discrete_steps}, "
+                f"{tuple(self.log_gamma.shape)} of --n_discrete_steps {self.config[HsiviOptions].n_discrete_steps}, "
                 f"--image_gamma and --independent_log_gamma; use its own settings, or start from its teacher"
             )
 
     def _check_teacher_steps(self, source: Pretrained) -> None:
         """Labels mean what they meant to the teacher, as far as its snapshot says."""
-        discrete, options = self.config.discrete, self.config.hsivi
+        discrete, options = self.config[HsiviOptions], self.config[HsiviOptions]
         ours = {
             "noise_schedule": discrete.noise_schedule,
             "rescale_timesteps": discrete.rescale_timesteps,
@@ -254,7 +257,8 @@ class HierarchicalMatching:
 
     def _depths(self, purpose: str, positions: torch.Tensor, n_pairs: int) -> torch.Tensor:
         """How many layers the samples pass to each of their pairs, int64 (B, n_pairs) on the CPU."""
-        run, total, n_layers = self.config.run, self.config.training.total_batch_size, self.hierarchy.n_layers
+        run, n_layers = self.config[RunOptions], self.hierarchy.n_layers
+        total = self.config[TrainingOptions].total_batch_size
         positions = positions.cpu()
         places = positions % total
         source, mirrored = mirror(places, total, run.published_behaviour)
@@ -278,13 +282,13 @@ class HierarchicalMatching:
         """The loss of the score network f for each chain, (B,)."""
         phi, f, _ = self._training
         start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
-        depths = self._depths("f", batch.positions, self.config.hsivi.f_pairs_per_chain)
+        depths = self._depths("f", batch.positions, self.config[HsiviOptions].f_pairs_per_chain)
         return f_loss(self.hierarchy, phi, self.log_gamma, f, start, depths, normal)
 
     @contextlib.contextmanager
     def _sampling_weights(self) -> Iterator[None]:
         """Averaged weights of phi and f; the public code samples with the raw ones."""
-        if self.config.run.published_behaviour:
+        if self.config[RunOptions].published_behaviour:
             yield
             return
         with self._phi_updater.ema.average_weights(), self._f_updater.ema.average_weights():
@@ -330,7 +334,7 @@ class HierarchicalMatching:
     def compared_samplers(self) -> dict[str, Callable[[Noise], Samples]]:
         """By name, this sampler and those of its teacher with as many network evaluations: on the steps that they would
         choose, and on those of this sampler, none of which is spent on states that are as good as clean."""
-        discrete, n_layers = self.config.discrete, self.hierarchy.n_layers
+        discrete, n_layers = self.config[HsiviOptions], self.hierarchy.n_layers
         steps = {
             skip_type: choose_labels(skip_type, n_layers, discrete.diffusion_steps) for skip_type in ("quad", "uniform")
         }
@@ -342,7 +346,7 @@ class HierarchicalMatching:
         return samplers
 
     def _sample_teacher(self, sampler: str, labels: torch.Tensor, noise: Noise) -> Samples:
-        discrete = self.config.discrete
+        discrete = self.config[HsiviOptions]
         teacher = self._evaluating.teacher
         schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps).subset(labels).to(self.device)
 

@@ -28,58 +28,52 @@ from diffusion.log_snr.velocity import NoisePrediction, Parameterisation, Predic
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.vdm_unet import VDMUNet, VDMUNetSettings
 from trainers.idode.augmentation import flip_and_rotate
+from trainers.idode.options import IdodeOptions
 from trainers.method import Update
 from trainers.networks import seeded
+from trainers.options import OptimizationOptions, TrainingOptions
 from trainers.state import TrainingState
 from trainers.update import ADAM_BETA1, Updater, compiled, make_scaler, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise
 from util.optimization import linear_learning_rate, make_optimizer
+from util.run_options import RunOptions
 
 
 def make_schedule(config: Config) -> LogSnrSchedule:
     """The schedule that the options describe."""
-    kind = StraightPath if config.process.sde == "sp" else VariancePreservingPath
-    return kind(config.log_snr.gamma_min, config.log_snr.gamma_max)
+    kind = StraightPath if config[IdodeOptions].sde == "sp" else VariancePreservingPath
+    return kind(config[IdodeOptions].gamma_min, config[IdodeOptions].gamma_max)
 
 
 def network_settings(config: Config) -> VDMUNetSettings:
     """Settings of the network; making them checks them."""
-    options = config.network
-    return VDMUNetSettings(
-        n_image_channels=config.data.image_channels,
-        gamma_min=config.log_snr.gamma_min,
-        gamma_max=config.log_snr.gamma_max,
-        n_channels=options.n_channels,
-        n_resblocks=options.n_resblocks,
-        with_attention=options.with_attention,
-        with_fourier_features=options.with_fourier_features,
-        dropout=options.dropout,
+    options = config[IdodeOptions]
+    return config.make(
+        VDMUNetSettings,
+        n_image_channels=config[DataOptions].image_channels,
+        gamma_min=options.gamma_min,
+        gamma_max=options.gamma_max,
     )
 
 
 def check_idode(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    data, options, objective = config.data, config.log_snr, config.objective
-    if config.process.sde not in ("vpsde", "sp"):
-        raise UsageError(f"--sde {config.process.sde} is not for --system idode; use vpsde or sp")
-    if not data.is_image or config.network.name != "vdm_unet":
-        raise UsageError("--system idode takes images and its own network; set is_image = true and name = vdm_unet")
+    data, options = config[DataOptions], config[IdodeOptions]
+    if not data.is_image:
+        raise UsageError("--system idode takes images; set is_image = true")
     if not data.center_image or data.uniform_dequantization:
         raise UsageError(
             "--system idode models grey levels on [-1, 1]; set center_image = true, uniform_dequantization = false"
         )
-    if objective.weighting != "likelihood":
-        raise UsageError(f"--system idode trains a bound; set weighting = likelihood, not {objective.weighting}")
-    if config.sampling.sampling_method != "ode":
-        raise UsageError(f"--sampling_method {config.sampling.sampling_method} is not for --system idode; use ode")
-    if not options.velocity and (objective.importance_sampling or options.second_order):
+    if not options.velocity and (options.importance_sampling or options.second_order):
         raise UsageError("--importance_sampling and --second_order need --velocity true")
-    if options.second_order and config.optimization.compile:
+    if options.second_order and config[OptimizationOptions].compile:
         raise UsageError("--second_order differentiates twice, which --compile cannot; leave one of them out")
     if options.augmentation and data.random_flip:
         raise UsageError("--augmentation flips images already, and tells the network; leave --random_flip out")
@@ -106,18 +100,19 @@ class DiffusionOde:
         self.config = config
         self.device = distributed.device
         self.scale = PixelScale()
-        self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+        self.data_shape = config[DataOptions].shape
         self.schedule = make_schedule(config)
-        self.parameterisation: Parameterisation = VelocityPrediction() if config.log_snr.velocity else NoisePrediction()
-        settings, optimization = network_settings(config), config.optimization
-        self.network = seeded(lambda: VDMUNet(settings), config.run.seed, self.device)
+        velocity = config[IdodeOptions].velocity
+        self.parameterisation: Parameterisation = VelocityPrediction() if velocity else NoisePrediction()
+        settings, optimization = network_settings(config), config[OptimizationOptions]
+        self.network = seeded(lambda: VDMUNet(settings), config[RunOptions].seed, self.device)
         biases = [parameter for name, parameter in self.network.named_parameters() if name.endswith("bias")]
         self.updater = Updater(
             self.network,
             make_optimizer(
                 optimization.optimizer,
                 self.network.parameters(),
-                optimization.learning_rate,
+                config[IdodeOptions].learning_rate,
                 optimization.weight_decay,
                 (ADAM_BETA1, optimization.adam_beta2),
                 without_decay=biases,
@@ -125,9 +120,9 @@ class DiffusionOde:
             ExponentialMovingAverage(self.network.named_parameters(), optimization.ema_rate, warm_up=False),
             partial(
                 linear_learning_rate,
-                optimization.learning_rate,
+                config[IdodeOptions].learning_rate,
                 optimization.n_warmup_iters,
-                n_steps=config.training.n_train_iters if optimization.learning_rate_decay else None,
+                n_steps=config[TrainingOptions].n_train_iters if config[IdodeOptions].learning_rate_decay else None,
             ),
             optimization.grad_clip,
         )
@@ -152,14 +147,14 @@ class DiffusionOde:
         second_order: bool,
     ) -> dict[str, torch.Tensor]:
         """The terms of the bound and, where wanted, the second-order objective, in bits/dim, each float64 (B,)."""
-        options, shape = self.config.log_snr, self.data_shape
+        options, shape = self.config[IdodeOptions], self.data_shape
         x = self.scale.centers(levels)
         reconstruction = reconstruction_term(
             self.schedule,
             levels,
             noise.normal(*shape),
             self.scale,
-            published_behaviour=self.config.run.published_behaviour,
+            published_behaviour=self.config[RunOptions].published_behaviour,
         )
         terms = {"reconstruction": reconstruction, "prior": prior_term(self.schedule, x)}
         terms |= diffusion_terms(
@@ -169,7 +164,7 @@ class DiffusionOde:
             x,
             t,
             noise.normal(*shape),
-            importance=self.config.objective.importance_sampling,
+            importance=self.config[IdodeOptions].importance_sampling,
             probe=noise.rademacher(*shape) if second_order else None,
             second_order_weight=options.second_order_weight,
         )
@@ -177,7 +172,7 @@ class DiffusionOde:
 
     def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The objective for each sample in bits/dim, float64 (B,)."""
-        options, n_samples = self.config.log_snr, self.config.training.total_batch_size
+        options, n_samples = self.config[IdodeOptions], self.config[TrainingOptions].total_batch_size
         levels, conditioning = batch.data, torch.zeros(len(batch.data), device=self.device)
         if options.augmentation:
             levels, conditioning = flip_and_rotate(levels, noise)
@@ -193,7 +188,7 @@ class DiffusionOde:
 
     def _first_time(self) -> torch.Tensor:
         """Where the evenly spread times of a step begin: one number for all of its samples."""
-        run, step = self.config.run, self.state.step
+        run, step = self.config[RunOptions], self.state.step
         noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step, self.device)
         return noise.uniform(dtype=torch.float64)[0]
 
@@ -207,12 +202,12 @@ class DiffusionOde:
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,), bits/dim."""
-        terms = self._evaluated_terms(self._sampling_network, batch, noise, self.config.log_snr.second_order)
+        terms = self._evaluated_terms(self._sampling_network, batch, noise, self.config[IdodeOptions].second_order)
         return total(terms)
 
     def sample(self, noise: Noise) -> Samples:
         """Images by the ODE, one for each entry of ``noise``."""
-        options = self.config.sampling
+        options = self.config[IdodeOptions]
         with self.updater.averaged():
             z, n_evaluations = ode_sample(
                 self.schedule,
@@ -223,7 +218,7 @@ class DiffusionOde:
                 atol=options.sampling_atol,
                 n_steps=options.sampling_n_steps or None,
             )
-        levels = decode(self.schedule, z, self.scale, published_behaviour=self.config.run.published_behaviour)
+        levels = decode(self.schedule, z, self.scale, published_behaviour=self.config[RunOptions].published_behaviour)
         return Samples(levels.float() / (self.scale.n_levels - 1), n_evaluations)
 
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
@@ -233,8 +228,8 @@ class DiffusionOde:
 
     def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """-log P(levels) of the ODE, or rather the bound on it that dequantization gives, at one draw of it or K."""
-        options, likelihood = self.config.log_snr, self.config.likelihood
-        published = self.config.run.published_behaviour
+        options, likelihood = self.config[IdodeOptions], self.config[IdodeOptions]
+        published = self.config[RunOptions].published_behaviour
         draw_probe = noise.rademacher if likelihood.likelihood_hutchinson_type == "rademacher" else noise.normal
         # One probe for all draws: were its error another in each, a mean of weights would favour the errors upwards.
         probe = draw_probe(*self.data_shape)
@@ -260,7 +255,8 @@ class DiffusionOde:
         return LogLikelihood(total(terms), terms, n_evaluations)
 
     def _dequantize(self, levels: torch.Tensor, noise: Noise) -> Dequantized:
-        options, published, shape = self.config.log_snr, self.config.run.published_behaviour, self.data_shape
+        options, shape = self.config[IdodeOptions], self.data_shape
+        published = self.config[RunOptions].published_behaviour
         if options.dequantization == "uniform":
             uniform = noise.uniform(*shape)
             return dequantize_uniformly(self.schedule, levels, uniform, self.scale, published_behaviour=published)

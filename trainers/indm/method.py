@@ -32,18 +32,22 @@ from diffusion.continuous.vp import VariancePreserving
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.residual_flow import FlowOutput, FlowSettings, InverseSettings, InvertibleFlow, draw_flow_noise
 from trainers.indm.joint_step import Draws, JointObjective, JointStep, StepFunction, latents_alone
+from trainers.indm.options import IndmOptions
 from trainers.method import Update
-from trainers.networks import check_score_network, make_score_network, seeded
+from trainers.networks import make_score_network, score_network_settings, seeded
+from trainers.options import OptimizationOptions, TrainingOptions
 from trainers.state import TrainingState
 from trainers.update import ADAM_BETA1, Updater, compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise, derive_seed
 from util.optimization import make_optimizer, warmed_up_learning_rate
+from util.run_options import RunOptions
 
 N_FRAMES = 12
 _DATA_MEAN_BATCH = 128
@@ -55,7 +59,7 @@ def make_latent_process(config: Config) -> VarianceExploding | VariancePreservin
     Raises:
         UsageError: INDM has no such diffusion.
     """
-    options = config.process
+    options = config[IndmOptions]
     if options.sde == "vesde":
         return VarianceExploding(options.sigma_min, options.sigma_max)
     if options.sde == "vpsde":
@@ -69,37 +73,21 @@ def flow_settings(config: Config) -> FlowSettings:
     Raises:
         UsageError: settings that cannot work together.
     """
-    options, data = config.joint, config.data
-    return FlowSettings(
-        image_channels=data.image_channels,
-        image_size=data.image_size,
-        squeeze_first=options.flow_squeeze,
-        n_blocks=tuple(options.flow_blocks),
-        hidden_channels=options.flow_channels,
-        code_size=options.code_size,
-        encoder_planes=tuple(options.encoder_planes),
-        encoder_out_planes=options.encoder_out_planes,
-        prior_hidden_size=options.code_prior_channels,
-        n_prior_steps=options.n_code_prior_steps,
-    )
+    data = config[DataOptions]
+    return config.make(FlowSettings, image_channels=data.image_channels, image_size=data.image_size)
 
 
 def check_indm(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    objective, sampling, joint = config.objective, config.sampling, config.joint
-    if not config.data.is_image:
+    objective, sampling, joint = config[IndmOptions], config[IndmOptions], config[IndmOptions]
+    if not config[DataOptions].is_image:
         raise UsageError("--system indm: its flow is of images; choose an image data set")
     make_latent_process(config)
-    check_score_network(config)
+    n_channels = config[DataOptions].shape[0]
+    score_network_settings(config, n_channels, n_channels)
     flow_settings(config)
-    if objective.mixed_score:
-        raise UsageError("--system indm: the score is the network's alone; set mixed_score = false")
-    if objective.weighting == "reweightedv1":
-        raise UsageError("--weighting reweightedv1: --system indm has likelihood and reweightedv2")
     if objective.importance_sampling and objective.weighting != "likelihood":
         raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
-    if sampling.sampling_method not in ("ode", "pc"):
-        raise UsageError(f"--sampling_method {sampling.sampling_method}: --system indm samples by ode or pc")
     if joint.pc_denoise and sampling.sampling_method != "pc":
         raise UsageError("--pc_denoise is a kind of --sampling_method pc; choose that, or leave it out")
     if sampling.sampling_method == "pc" and sampling.n_discrete_steps < 2:
@@ -126,25 +114,27 @@ class JointDiffusion:
     def __init__(self, config: Config, distributed: Distributed) -> None:
         self.config = config
         self.device = distributed.device
-        self.scale = PixelScale(centered=config.data.center_image)
-        self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+        self.scale = PixelScale(centered=config[DataOptions].center_image)
+        self.data_shape = config[DataOptions].shape
         self.process = make_latent_process(config)
-        channels = config.data.image_channels
+        channels = config[DataOptions].image_channels
         self.network = make_score_network(config, channels, channels, self.device)
         self.flow = cast(
             InvertibleFlow,
             seeded(
                 partial(InvertibleFlow, flow_settings(config), distributed.sum),
-                derive_seed(config.run.seed, "flow"),
+                derive_seed(config[RunOptions].seed, "flow"),
                 self.device,
                 is_image=False,
             ),
         )
-        self.score_updater = make_updater(self.network, config.optimization)
+        self.score_updater = make_updater(
+            self.network, config[OptimizationOptions], config[IndmOptions].learning_rate
+        )
         self.flow_updater = _make_flow_updater(self.flow, config)
         self.updaters = {"score": self.score_updater, "flow": self.flow_updater}
         self.updates: list[Update] = []
-        self.state = TrainingState.of(self.updaters, make_scaler(config.optimization, self.device))
+        self.state = TrainingState.of(self.updaters, make_scaler(config[OptimizationOptions], self.device))
         self.heed: Callable[[], None] = go_on
         self.likelihoods: dict[str, Callable[[torch.Tensor, Noise], LogLikelihood]] = {
             "nelbo": self.nelbo,
@@ -152,20 +142,20 @@ class JointDiffusion:
             "negative_log_likelihood": self.negative_log_likelihood,
             "negative_log_likelihood_with_residual": partial(self.negative_log_likelihood, with_residual=True),
         }
-        optimization = config.optimization
+        optimization = config[OptimizationOptions]
         self._training_score = self._score(compiled(self.network, optimization), optimization.autocast_train)
-        self._sampling_score = self._score(self.network, config.optimization.autocast_eval)
+        self._sampling_score = self._score(self.network, config[OptimizationOptions].autocast_eval)
         self._exact_score = self._score(self.network, autocast=False)
         self.objective = JointObjective(
             self.process,
-            config.objective.weighting,
-            config.objective.importance_sampling,
-            config.objective.loss_eps,
-            config.objective.reduce_mean,
-            config.joint.reconstruction_loss,
-            config.run.published_behaviour,
+            config[IndmOptions].weighting,
+            config[IndmOptions].importance_sampling,
+            config[IndmOptions].loss_eps,
+            config[IndmOptions].reduce_mean,
+            config[IndmOptions].reconstruction_loss,
+            config[RunOptions].published_behaviour,
         )
-        joint = config.joint
+        joint = config[IndmOptions]
         self._step = JointStep(
             self.objective,
             self._training_score,
@@ -180,7 +170,7 @@ class JointDiffusion:
         self._data_mean: tuple[int, torch.Tensor] | None = None
 
     def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
-        called = with_autocast(network, self.device, self.config.optimization, autocast)
+        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
         exploding = isinstance(self.process, VarianceExploding)
 
         def output(state: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -195,7 +185,7 @@ class JointDiffusion:
         """Both networks in evaluation mode, with their averaged weights."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.score_updater.averaged())
-            if self.config.run.published_behaviour:
+            if self.config[RunOptions].published_behaviour:
                 self.flow.eval()
                 stack.callback(self.flow.train)
             else:
@@ -208,11 +198,12 @@ class JointDiffusion:
     def take_step(self, batches: list[tuple[MicroBatch, Noise]]) -> dict[str, torch.Tensor]:
         """One update of the flow and one of the score network."""
         data = [(self._to_data(batch.data, noise), Draws(noise, noise.shared())) for batch, noise in batches]
-        return self._step(data, self.state.step, self.config.training.total_batch_size)
+        return self._step(data, self.state.step, self.config[TrainingOptions].total_batch_size)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective that the flow is trained on, its log-determinant estimated without bias; float64 (B,)."""
-        importance_sampling = self.config.objective.importance_sampling or self.config.joint.step_function == "fid"
+        options = self.config[IndmOptions]
+        importance_sampling = options.importance_sampling or options.step_function == "fid"
         with self._averaged(), torch.no_grad():
             encoded = self._encode(batch, noise)
             terms = self.objective.terms(
@@ -237,7 +228,7 @@ class JointDiffusion:
             batch, noise: as in ``Method``.
             with_residual: add what the truncation at ``--likelihood_eps`` leaves out.
         """
-        smallest = self.config.likelihood.likelihood_eps
+        smallest = self.config[IndmOptions].likelihood_eps
         with self._averaged():
             encoded = self._encode(batch, noise)
             z = encoded.z
@@ -265,7 +256,7 @@ class JointDiffusion:
             with_residual: start from the latents diffused to ``--likelihood_eps``, and add what that leaves out;
                 otherwise the latents themselves are taken for states at that time.
         """
-        options = self.config.likelihood
+        options = self.config[IndmOptions]
         with self._averaged():
             encoded = self._encode(batch, noise)
             start, residual = encoded.z, None
@@ -286,7 +277,7 @@ class JointDiffusion:
                 rtol=options.likelihood_rtol,
                 atol=options.likelihood_atol,
                 n_steps=options.likelihood_n_steps or None,
-                published_behaviour=self.config.run.published_behaviour,
+                published_behaviour=self.config[RunOptions].published_behaviour,
             )
         diffusion = {"divergence": -likelihood.divergence, "prior": -likelihood.prior["x"]}
         if residual is not None:
@@ -297,12 +288,12 @@ class JointDiffusion:
         return noise.normal(*self.data_shape)
 
     def _probe(self, noise: Noise) -> torch.Tensor:
-        gaussian = self.config.likelihood.likelihood_hutchinson_type == "gaussian"
+        gaussian = self.config[IndmOptions].likelihood_hutchinson_type == "gaussian"
         return self._normal(noise) if gaussian else noise.rademacher(*self.data_shape)
 
     def _residual(self, latents: torch.Tensor, perturbation: torch.Tensor, noise: Noise) -> torch.Tensor:
-        other = self._normal(noise) if self.config.run.published_behaviour else None
-        smallest = self.config.likelihood.likelihood_eps
+        other = self._normal(noise) if self.config[RunOptions].published_behaviour else None
+        smallest = self.config[IndmOptions].likelihood_eps
         return reconstruction_residual(self.process, self._exact_score, latents, smallest, perturbation, other)
 
     def _joint_likelihood(
@@ -334,8 +325,8 @@ class JointDiffusion:
 
     def _sample_latents(self, noise: Noise, states: list[torch.Tensor] | None) -> tuple[torch.Tensor, int]:
         """Latents and network evaluations; states on the way go into ``states``."""
-        options, joint, chain = self.config.sampling, self.config.joint, self.config.predictor_corrector
-        published = self.config.run.published_behaviour
+        options, joint, chain = self.config[IndmOptions], self.config[IndmOptions], self.config[IndmOptions]
+        published = self.config[RunOptions].published_behaviour
         state = prior_sample(self.process, self._normal(noise))
         if joint.data_mean:
             state = state + self._mean_of_latents()
@@ -394,19 +385,19 @@ class JointDiffusion:
 
     def _snrs(self) -> list[float]:
         """Of the Langevin steps at each time."""
-        joint, snr = self.config.joint, self.config.predictor_corrector.snr
-        n_steps = self.config.sampling.n_discrete_steps
+        joint, snr = self.config[IndmOptions], self.config[IndmOptions].snr
+        n_steps = self.config[IndmOptions].n_discrete_steps
         if joint.snr_scheduling == "none":
             return [snr] * n_steps
         begin, end = joint.begin_snr or snr, joint.end_snr or snr
         return [begin + (end - begin) * index / n_steps for index in range(n_steps)]
 
     def _sample_codes(self, noise: Noise) -> torch.Tensor:
-        return self.flow.sample_code(noise.normal(self.flow.code_size), self.config.run.published_behaviour)
+        return self.flow.sample_code(noise.normal(self.flow.code_size), self.config[RunOptions].published_behaviour)
 
     def _decode(self, latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Images float32 (B, C, H, W) in [0, 1] of latents."""
-        options, published = self.config.joint, self.config.run.published_behaviour
+        options, published = self.config[IndmOptions], self.config[RunOptions].published_behaviour
         settings = InverseSettings(options.flow_inverse_tolerance, published_behaviour=published)
         data = self.flow.inverse(options.temperature * latents, codes, settings)
         return self.scale.to_unit_interval(data.float())
@@ -418,14 +409,15 @@ class JointDiffusion:
         Every rank computes it for itself: the ranks draw samples at times of their own.
         """
         if self._data_mean is None or self._data_mean[0] != self.state.step:
-            config, n_items = self.config, self.config.joint.data_mean_items
-            data = config.data
+            config, n_items = self.config, self.config[IndmOptions].data_mean_items
+            data = config[DataOptions]
+            run = config[RunOptions]
             dataset = open_dataset(
-                data.dataset, "train", config.data_location, data.image_size, data.image_channels, config.run.seed
+                data.dataset, "train", run.path(data.data_location), data.image_size, data.image_channels, run.seed
             )
             n_taken = min(n_items, dataset.length or n_items)
             divisor = n_taken
-            if config.run.published_behaviour:
+            if config[RunOptions].published_behaviour:
                 # Whole batches, and the number that was meant.
                 n_taken, divisor = -(-n_items // _DATA_MEAN_BATCH) * _DATA_MEAN_BATCH, n_items
             total = torch.zeros(self.data_shape, dtype=torch.float64, device=self.device)
@@ -433,7 +425,7 @@ class JointDiffusion:
                 indices = torch.arange(first, min(first + _DATA_MEAN_BATCH, n_taken))
                 read = indices.numpy() if dataset.length is None else indices.numpy() % dataset.length
                 batch = dataset.read(read).to(self.device)
-                noise = Noise(config.evaluation.eval_seed, "mean of latents", indices, device=self.device)
+                noise = Noise(config[RunOptions].eval_seed, "mean of latents", indices, device=self.device)
                 total += latents_alone(self.flow, self._to_data(batch, noise), noise).sum(0, dtype=torch.float64)
             end = self.process.transition(torch.ones((), dtype=torch.float64)).item()
             self._data_mean = (self.state.step, end * total / divisor)
@@ -442,7 +434,7 @@ class JointDiffusion:
 
 def _make_flow_updater(flow: InvertibleFlow, config: Config) -> Updater:
     """By the general options, but for the learning rate and the rate of the average."""
-    options, joint = config.optimization, config.joint
+    options, joint = config[OptimizationOptions], config[IndmOptions]
     optimizer = make_optimizer(
         options.optimizer,
         flow.parameters(),

@@ -5,7 +5,6 @@ Flow++ (Ho et al., arXiv 1902.00275, Section 3.1); Song et al., arXiv 2101.09258
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,36 +19,40 @@ from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
 from models.flowpp.initialization import initialize_from_data
 from trainers.method import Method, Update
 from trainers.networks import seeded
+from trainers.options import OptimizationOptions
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
+from trainers.scoreflow.options import DequantizerOptions, ScoreFlowOptions
 from trainers.state import TrainingState
 from trainers.update import compiled, make_scaler, make_updater
 from util.config import Config
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise, derive_seed
+from util.option_values import options_of
 from util.run_file import read_run_file, update_run_file
+from util.run_options import RunOptions
 from util.snapshot import RUNNING, choose_snapshot, inspect_snapshot, read_snapshot
 
 NETWORK = "dequantizer"
-_PREFIX = "dequantizer_"
 
 
 def check_scoreflow_and_dequantizer(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
     check_scoreflow(config)
-    if config.run.mode == "train_deq":
-        _settings(config.flat(), config.run.published_behaviour, "the configuration")
+    if config[RunOptions].mode == "train_deq":
+        _settings(config.flat(), config[RunOptions].published_behaviour, "the configuration")
 
 
 def build_scoreflow(config: Config, distributed: Distributed) -> Method:
     """A score model to train or evaluate, with the dequantizer of ``--eval_dequantizer``; or a dequantizer to train."""
-    if config.run.mode == "train_deq":
+    if config[RunOptions].mode == "train_deq":
         return DequantizerTraining(config, distributed)
     model = ScoreFlow(config, distributed)
-    if config.dequantizer.eval_dequantizer:
-        network = _load_averaged(Path(config.dequantizer.dequantizer_ckpt_file), config, distributed.device)
+    if config[DequantizerOptions].eval_dequantizer:
+        network = _load_averaged(Path(config[DequantizerOptions].dequantizer_ckpt_file), config, distributed.device)
         model.dequantize = partial(_dequantize, network, model)
     return model
 
@@ -62,9 +65,9 @@ def choose_score_snapshot(config: Config) -> Path:
     Raises:
         UsageError: there is none, it is damaged, or it is not the one that the run began with.
     """
-    folder = config.model_folder / "checkpoints"
-    before = read_run_file(config.workdir).get("score_snapshot")
-    name = config.dequantizer.score_checkpoint or (before["path"] if before else "")
+    folder = config[RunOptions].model_folder / "checkpoints"
+    before = read_run_file(config[RunOptions].folder).get("score_snapshot")
+    name = config[DequantizerOptions].score_checkpoint or (before["path"] if before else "")
     path = choose_snapshot(folder, name, "--score_checkpoint")
     if path is None:
         raise UsageError(
@@ -81,47 +84,51 @@ def choose_score_snapshot(config: Config) -> Path:
             f"{path} (step {found.step}) is not the score model of step {before['step']} that this dequantizer is "
             "being trained for; give that one with --score_checkpoint, or start again with --overwrite"
         )
-    update_run_file(
-        config.workdir, score_snapshot={"path": str(path.absolute()), "step": found.step, "sha256": found.sha256}
-    )
+    chosen = {"path": str(path.absolute()), "step": found.step, "sha256": found.sha256}
+    update_run_file(config[RunOptions].folder, score_snapshot=chosen)
     return path
 
 
-def choose_dequantizer_snapshot(config: Config) -> tuple[Path, str]:
-    """The snapshot that ``--dequantizer_ckpt_file`` names, or the newest intact one, and its SHA-256.
+def settle_snapshots(config: Config) -> tuple[Config, str]:
+    """Name the snapshots that are needed beside the model's; see ``trainers.system.System.settle``.
 
     Raises:
         UsageError: there is none, or it is damaged.
     """
-    folder = config.dequantizer_folder / "checkpoints"
-    path = choose_snapshot(folder, config.dequantizer.dequantizer_ckpt_file, "--dequantizer_ckpt_file")
+    if config[RunOptions].mode == "train_deq":
+        return config.with_values(score_checkpoint=str(choose_score_snapshot(config))), ""
+    options = config[DequantizerOptions]
+    if not options.eval_dequantizer:
+        return config, ""
+    folder = config[RunOptions].dequantizer_folder / "checkpoints"
+    path = choose_snapshot(folder, options.dequantizer_ckpt_file, "--dequantizer_ckpt_file")
     if path is None:
         raise UsageError(
             f"--eval_dequantizer: no intact snapshot in {folder}; train one with --mode train_deq, or name one with "
             "--dequantizer_ckpt_file"
         )
-    return path, inspect_snapshot(path).sha256
+    digest = inspect_snapshot(path).sha256
+    return config.with_values(dequantizer_ckpt_file=str(path)), f" with dequantizer {digest}"
 
 
 def _settings(options: Mapping[str, Any], published_behaviour: bool, where: str) -> DequantizerSettings:
-    """Settings from options by their flags' names."""
-    names = [field.name for field in dataclasses.fields(DequantizerSettings)]
-    flags = {name: _PREFIX + name for name in names if name not in ("image_shape", "published_behaviour")}
-    for flag in ("image_channels", "image_size", *flags.values()):
+    """Settings from options by their flags."""
+    known = options_of(DequantizerSettings)
+    for flag in ("image_channels", "image_size", *(option.flag for option in known)):
         if flag not in options:
             raise UsageError(f"{where}: it does not say '{flag}'; is it the snapshot of a dequantizer?")
     return DequantizerSettings(
         image_shape=(options["image_channels"], options["image_size"], options["image_size"]),
         published_behaviour=published_behaviour,
-        **{name: options[flag] for name, flag in flags.items()},
+        **{option.field: options[option.flag] for option in known},
     )
 
 
 def _load_averaged(path: Path, config: Config, device: torch.device) -> Dequantizer:
     """The dequantizer of a snapshot with its averaged weights, of the sizes that the snapshot says."""
     state, where = read_snapshot(path), str(path)
-    settings = _settings(state.get("config", {}), config.run.published_behaviour, where)
-    shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+    settings = _settings(state.get("config", {}), config[RunOptions].published_behaviour, where)
+    shape = (config[DataOptions].image_channels, config[DataOptions].image_size, config[DataOptions].image_size)
     if settings.image_shape != shape:
         raise UsageError(
             f"{where}: its images have the shape {settings.image_shape}, those of the score model {shape}; give a "
@@ -162,20 +169,21 @@ class DequantizerTraining:
         self.distributed = distributed
         self.device = distributed.device
         self.model = ScoreFlow(config, distributed)
-        checkpoint = config.dequantizer.score_checkpoint
+        checkpoint = config[DequantizerOptions].score_checkpoint
         self.model.state.load_networks(read_snapshot(Path(checkpoint)), checkpoint)
         self.model.network.load_state_dict(self.model.updater.ema.shadow, strict=False)
         self.model.network.requires_grad_(False)
         self.model.dequantize = self._averaged_dequantize
-        self._importance = self.model.time_density(config.likelihood.likelihood_eps)
+        self._importance = self.model.time_density(config[ScoreFlowOptions].likelihood_eps)
 
-        settings = _settings(config.flat(), config.run.published_behaviour, "the configuration")
-        self.network = seeded(lambda: Dequantizer(settings), config.run.seed, self.device)
-        self.updater = make_updater(self.network, config.optimization, ema_warm_up=False)
+        settings = _settings(config.flat(), config[RunOptions].published_behaviour, "the configuration")
+        self.network = seeded(lambda: Dequantizer(settings), config[RunOptions].seed, self.device)
+        self.updater = make_updater(
+            self.network, config[OptimizationOptions], config[ScoreFlowOptions].learning_rate, ema_warm_up=False)
         self.updaters = {NETWORK: self.updater}
         self.updates = [Update(NETWORK, self.training_losses, purpose="train dequantizer")]
-        self.state = TrainingState.of(self.updaters, make_scaler(config.optimization, self.device))
-        self._called = compiled(self.network, config.optimization)
+        self.state = TrainingState.of(self.updaters, make_scaler(config[OptimizationOptions], self.device))
+        self._called = compiled(self.network, config[OptimizationOptions])
         self.heed: Callable[[], None] = go_on
 
     @property
@@ -191,7 +199,7 @@ class DequantizerTraining:
 
         The micro-batches of a rank are taken together: without gradients they need less memory than one with them.
         """
-        seed = self.config.run.seed
+        seed = self.config[RunOptions].seed
         positions = torch.cat([batch.positions for batch in micro_batches])
         noise = Noise(seed, "initialise dequantizer", positions, 0, self.device)
         initialize_from_data(
@@ -199,7 +207,7 @@ class DequantizerTraining:
             (noise.normal(*self.model.data_shape), torch.cat([batch.data for batch in micro_batches]).float() / 255),
             self.distributed.sum,
             seed=derive_seed(seed, "initialise dequantizer"),
-            published_behaviour=self.config.run.published_behaviour,
+            published_behaviour=self.config[RunOptions].published_behaviour,
         )
         self.updater.ema.restart()
 
@@ -213,9 +221,9 @@ class DequantizerTraining:
             x,
             minus_log_q,
             noise,
-            smallest_time=self.config.likelihood.likelihood_eps,
+            smallest_time=self.config[ScoreFlowOptions].likelihood_eps,
             importance=self._importance,
-            published_behaviour=self.config.run.published_behaviour,
+            published_behaviour=self.config[RunOptions].published_behaviour,
         )
         return total(terms)
 

@@ -22,14 +22,18 @@ from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
 from diffusion.model import LogLikelihood, Samples, go_on
 from trainers.method import Update
-from trainers.networks import check_score_network, make_score_network
+from trainers.networks import make_score_network, score_network_settings
+from trainers.options import OptimizationOptions
+from trainers.scoreflow.options import ScoreFlowOptions
 from trainers.state import TrainingState
 from trainers.update import compiled, make_scaler, make_updater, with_autocast
 from util.config import Config
 from util.data.loader import MicroBatch
+from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise
+from util.run_options import RunOptions
 
 SdeProcess = VariancePreserving | SubVariancePreserving | VarianceExploding
 
@@ -40,45 +44,36 @@ of a grey level: nats, float64 (B,)."""
 
 def make_process(config: Config) -> SdeProcess:
     """The forward process that the options describe."""
-    options = config.process
+    options = config[ScoreFlowOptions]
     if options.sde == "vesde":
         return VarianceExploding(options.sigma_min, options.sigma_max)
     kind = SubVariancePreserving if options.sde == "subvpsde" else VariancePreserving
-    return kind(LinearBeta(options.beta0, options.beta1), linearised_start=config.run.published_behaviour)
+    return kind(LinearBeta(options.beta0, options.beta1), linearised_start=config[RunOptions].published_behaviour)
 
 
 def check_scoreflow(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    sde, objective, sampling = config.process.sde, config.objective, config.sampling
-    if sde not in ("vpsde", "subvpsde", "vesde"):
-        raise UsageError(f"--sde {sde} is not for --system scoreflow; use vpsde, subvpsde or vesde")
+    sde, objective, sampling = config[ScoreFlowOptions].sde, config[ScoreFlowOptions], config[ScoreFlowOptions]
     make_process(config)
-    if not config.data.is_image:
+    if not config[DataOptions].is_image:
         raise UsageError("--system scoreflow is for images; use --system cld for points")
-    check_score_network(config)
-    if objective.mixed_score:
-        raise UsageError("--mixed_score is not for --system scoreflow; set mixed_score = false")
-    if objective.weighting not in ("likelihood", "reweightedv2"):
-        raise UsageError(
-            f"--weighting {objective.weighting} is not for --system scoreflow; use likelihood or reweightedv2"
-        )
+    n_channels = config[DataOptions].shape[0]
+    score_network_settings(config, n_channels, n_channels)
     if objective.importance_sampling and objective.weighting != "likelihood":
         raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
     if objective.importance_sampling and sde == "vesde":
         raise UsageError("--importance_sampling: the weight of vesde is the same at all times; leave it out")
-    if sampling.sampling_method not in ("ode", "pc"):
-        raise UsageError(f"--sampling_method {sampling.sampling_method} is not for --system scoreflow; use ode or pc")
     if sampling.sampling_method == "pc":
         _check_chain(config)
 
 
 def _check_chain(config: Config) -> None:
-    process, options = config.process, config.predictor_corrector
+    process, options = config[ScoreFlowOptions], config[ScoreFlowOptions]
     fewest = 2 if process.sde == "vesde" else max(2, int(max(process.beta0, process.beta0 + process.beta1)) + 1)
-    if config.sampling.n_discrete_steps < fewest:
+    if config[ScoreFlowOptions].n_discrete_steps < fewest:
         raise UsageError(
-            f"--n_discrete_steps {config.sampling.n_discrete_steps}: --sampling_method pc needs at least {fewest}, "
-            "more than the largest beta(t)"
+            f"--n_discrete_steps {process.n_discrete_steps}: --sampling_method pc needs at least {fewest}, more than "
+            "the largest beta(t)"
         )
     if options.predictor == options.corrector == "none":
         raise UsageError("--predictor none --corrector none: nothing would be sampled; choose one of either")
@@ -100,15 +95,16 @@ class ScoreFlow:
     def __init__(self, config: Config, distributed: Distributed) -> None:
         self.config = config
         self.device = distributed.device
-        self.scale = PixelScale(centered=config.data.center_image)
-        self.data_shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+        self.scale = PixelScale(centered=config[DataOptions].center_image)
+        self.data_shape = config[DataOptions].shape
         self.process = make_process(config)
+        objective = config[ScoreFlowOptions]
         self._importance = (
-            self.time_density(config.objective.loss_eps) if config.objective.importance_sampling else None
+            self.time_density(objective.loss_eps) if objective.importance_sampling else None
         )
         self.network = make_score_network(config, self.data_shape[0], self.data_shape[0], self.device)
-        options = config.optimization
-        self.updater = make_updater(self.network, options, ema_warm_up=False)
+        options = config[OptimizationOptions]
+        self.updater = make_updater(self.network, options, config[ScoreFlowOptions].learning_rate, ema_warm_up=False)
         self.updaters = {"score": self.updater}
         self.updates = [Update("score", self.training_losses)]
         self.state = TrainingState.of(self.updaters, make_scaler(options, self.device))
@@ -120,10 +116,11 @@ class ScoreFlow:
         self._exact_score = self._score(self.network, autocast=False)
 
     def time_density(self, smallest_time: float) -> ClosedFormTimes:
-        return ClosedFormTimes(self.process, smallest_time, published_behaviour=self.config.run.published_behaviour)
+        published = self.config[RunOptions].published_behaviour
+        return ClosedFormTimes(self.process, smallest_time, published_behaviour=published)
 
     def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
-        called = with_autocast(network, self.device, self.config.optimization, autocast)
+        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
 
         def predict(u: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
             label = label.float()
@@ -138,11 +135,11 @@ class ScoreFlow:
 
     def _loss(self, score: ScoreFunction, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
-        if self.config.data.uniform_dequantization:
+        if self.config[DataOptions].uniform_dequantization:
             x, _ = self._dequantize_uniformly(batch, noise)
         else:
             x = self.scale.to_data(batch)
-        objective = self.config.objective
+        objective = self.config[ScoreFlowOptions]
         return scoreflow_loss(
             self.process,
             score,
@@ -166,11 +163,11 @@ class ScoreFlow:
 
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
-        options, published = self.config.sampling, self.config.run.published_behaviour
+        options, published = self.config[ScoreFlowOptions], self.config[RunOptions].published_behaviour
         prior = prior_sample(self.process, noise.normal(*self.data_shape))
         with self.updater.averaged():
             if options.sampling_method == "pc":
-                chain = self.config.predictor_corrector
+                chain = self.config[ScoreFlowOptions]
                 state, n_evaluations = predictor_corrector(
                     self.process,
                     self._sampling_score,
@@ -204,7 +201,7 @@ class ScoreFlow:
 
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound at ``--bound_n_times`` times."""
-        options, smallest_time = self.config.bound, self.config.likelihood.likelihood_eps
+        options, smallest_time = self.config[ScoreFlowOptions], self.config[ScoreFlowOptions].likelihood_eps
         x, minus_log_density = self.dequantize(batch, noise)
         with self.updater.averaged():
             terms = variational_bound(
@@ -217,13 +214,13 @@ class ScoreFlow:
                 form=options.bound_form,
                 importance=self.time_density(smallest_time) if options.bound_importance_sampling else None,
                 offset=options.bound_offset,
-                published_behaviour=self.config.run.published_behaviour,
+                published_behaviour=self.config[RunOptions].published_behaviour,
             )
         return self._in_bits(terms, minus_log_density, 0)
 
     def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """-log p(x) by the probability-flow equation; the trace estimator's probe is drawn once."""
-        options = self.config.likelihood
+        options = self.config[ScoreFlowOptions]
         x, minus_log_density = self.dequantize(batch, noise)
         draw = noise.rademacher if options.likelihood_hutchinson_type == "rademacher" else noise.normal
         with self.updater.averaged():
@@ -237,7 +234,7 @@ class ScoreFlow:
                 rtol=options.likelihood_rtol,
                 atol=options.likelihood_atol,
                 n_steps=options.likelihood_n_steps or None,
-                published_behaviour=self.config.run.published_behaviour,
+                published_behaviour=self.config[RunOptions].published_behaviour,
             )
         terms = negative_log_likelihood_terms(self.process, likelihood)
         return self._in_bits(terms, minus_log_density, likelihood.n_evaluations)
