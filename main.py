@@ -1,7 +1,5 @@
 """Parse, launch, dispatch on --mode."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence
@@ -30,34 +28,22 @@ def main(argv: list[str]) -> int:
     """The exit code: 0 finished, 75 stopped with a snapshot on disk, 1 failed, 2 usage."""
     try:
         config = parse_config(argv)
-        launch = config[LaunchOptions]
-        place = rank_place(launch)
+        place = rank_place(config[LaunchOptions])
         if place is None:
-            for note in config.notes:
-                print(f"note: {note}", file=sys.stderr)
-            return Agent([sys.executable, __file__, *argv], find_topology(launch), config).run()
+            print(*(f"note: {note}\n" for note in config.notes), sep="", end="", file=sys.stderr)
+            return Agent([sys.executable, __file__, *argv], find_topology(config[LaunchOptions]), config).run()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
-    live_with_agent(launch.rank_timeout)  # before torch is imported, which can take long on a shared disk
+    live_with_agent(config[LaunchOptions].rank_timeout)  # before torch is imported, which can take long
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from evaluators.run import PeriodicEvaluation, evaluate  # torch takes seconds, and the agent does not need it
-    from evaluators.settings import check_evaluation, compares_with_data
     from launch.worker import run_rank
     from trainers.run import load_model, train
-    from util.distributed import Distributed
-    from util.stop import StopRequest
 
-    def work(config: Config, distributed: Distributed, stop: StopRequest) -> None:
-        run, needs_data = config[RunOptions], compares_with_data(config)
-        check_evaluation(config, find_system(run.system).has_likelihood)
-        if run.trains:
-            train(config, distributed, stop, PeriodicEvaluation, needs_data)
-        else:
-            evaluate(config, distributed, stop, partial(load_model, needs_data=needs_data))
-
-    return run_rank(config, place, work)
+    trains = config[RunOptions].trains
+    return run_rank(config, place, partial(train, PeriodicEvaluation) if trains else partial(evaluate, load_model))
 
 
 if __name__ == "__main__":

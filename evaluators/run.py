@@ -14,7 +14,7 @@ from diffusion.model import GenerativeModel
 from evaluators.compare import ComparesSamplers
 from evaluators.evaluate import EvaluationSettings, run_evaluations
 from evaluators.options import EvaluationOptions
-from evaluators.settings import settings_due, settings_from
+from evaluators.settings import check_evaluation, compares_with_data, settings_due, settings_from
 from util.config import Config
 from util.data.dataset import Dataset
 from util.distributed import Distributed
@@ -51,16 +51,28 @@ class LoadedModel(Protocol):
     def path(self) -> Path: ...
 
 
-def evaluate(
-    config: Config, distributed: Distributed, stop: StopRequest, load: Callable[[Config, Distributed, str], LoadedModel]
-) -> None:
+Load = Callable[[Config, Distributed, str, Callable[[Config, bool], bool]], LoadedModel]
+"""From configuration, place, ``--ckpt_file`` and ``needs_data`` to the model of a snapshot."""
+
+
+def needs_data(config: Config, has_likelihood: bool) -> bool:
+    """Check what is asked for, before any work; whether it compares samples with the data set.
+
+    Raises:
+        UsageError: evaluations that make no sense together, or of a likelihood that the system does not have.
+    """
+    check_evaluation(config, has_likelihood)
+    return compares_with_data(config)
+
+
+def evaluate(load: Load, config: Config, distributed: Distributed, stop: StopRequest) -> None:
     """Evaluate the snapshot that ``--ckpt_file`` names, or the newest intact one.
 
     Args:
+        load: makes the model of a snapshot.
         config: of the command.
         distributed: this process's place.
         stop: asked for by a signal.
-        load: from configuration, place and ``--ckpt_file`` to the model.
 
     Raises:
         UsageError: bad settings, data or snapshot.
@@ -70,7 +82,7 @@ def evaluate(
         # How sums are split among threads shows in the last bits, which an adaptive solver amplifies; the number of
         # threads follows the number of ranks, but values must not.
         torch.set_num_threads(1)
-    loaded = load(config, distributed, config[EvaluationOptions].ckpt_file)
+    loaded = load(config, distributed, config[EvaluationOptions].ckpt_file, needs_data)
     if distributed.is_main:
         logger.info("evaluating %s (step %d)", loaded.path, loaded.step)
     run, options = config[RunOptions], config[EvaluationOptions]
@@ -106,7 +118,6 @@ class PeriodicEvaluation:
         config: checked.
         model: in training.
         datasets: "train" and "test".
-        n_train_iters: steps of the whole run.
         distributed: this process's place.
         stop: asked for by a signal.
     """
@@ -114,9 +125,10 @@ class PeriodicEvaluation:
     config: Config
     model: GenerativeModel
     datasets: Mapping[str, Dataset]
-    n_train_iters: int
     distributed: Distributed
     stop: StopRequest
+
+    needs_data = staticmethod(needs_data)
 
     def due(self, step: int) -> bool:
         """Whether there is something to evaluate at ``step``."""
@@ -146,4 +158,4 @@ class PeriodicEvaluation:
         return values, {name: folder / f"{name}.png" for name in ("samples", "histogram")}
 
     def _settings(self, step: int) -> EvaluationSettings | None:
-        return settings_due(self.config, step, self.n_train_iters, self.datasets["test"].length)
+        return settings_due(self.config, step, self.datasets["test"].length)

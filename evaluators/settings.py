@@ -98,24 +98,23 @@ def values_that_matter(config: Config) -> dict[str, Any]:
     }
 
 
-def settings_due(config: Config, step: int, n_train_iters: int, n_test_items: int | None) -> EvaluationSettings | None:
+def settings_due(config: Config, step: int, n_test_items: int | None) -> EvaluationSettings | None:
     """What is due at ``step`` of training, or None.
 
     Args:
         config: checked.
         step: completed steps.
-        n_train_iters: steps of the whole run.
         n_test_items: length of the test set; None for an endless one.
     """
-    options, save = config[PeriodicEvaluationOptions], config.flat()
-    last = step == n_train_iters
+    options, training = config[PeriodicEvaluationOptions], config.flat()
+    last = step == training["n_train_iters"]
     fid = due(step, options.fid_freq, options.fid_threshold)
     validate = due(step, options.eval_freq, options.eval_threshold)
     likelihood = due(step, options.likelihood_freq, options.likelihood_threshold)
     if options.sample_freq:
         sample = due(step, options.sample_freq, options.sample_threshold)
     else:
-        sample = fid or due(step, save["save_freq"], save["save_threshold"])
+        sample = fid or due(step, training["save_freq"], training["save_threshold"])
     if not (fid or validate or likelihood or sample or last):
         return None
     n_batches = options.n_likelihood_batches if likelihood else options.n_eval_batches

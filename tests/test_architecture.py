@@ -10,12 +10,12 @@ MAY_IMPORT = {
     "util": set(),
     "diffusion": {"util"},
     "models": {"util"},
-    "trainers": {"evaluators", "diffusion", "models", "util"},
-    "evaluators": {"trainers", "diffusion", "models", "util"},
-    "launch": {"trainers", "evaluators", "diffusion", "models", "util"},
+    "trainers": {"diffusion", "models", "util"},
+    "evaluators": {"diffusion", "models", "util"},
+    "launch": {"util", "main"},
 }
 OURS = {*MAY_IMPORT, "main"}
-WITHOUT_RANKS_OR_FILES = {"torch.distributed", "util.distributed", "util.config", "util.options", "pathlib", "os"}
+WITHOUT_RANKS_OR_FILES = {"torch.distributed", "util.distributed", "util.config", "util.run_options", "pathlib", "os"}
 
 
 def imports(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trainers.check import check_config, n_micro_batches, with_total_batch_size
 from trainers.loop import Evaluation, Training, on_saved
@@ -36,21 +36,31 @@ from util.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
-MakeEvaluation = Callable[[Config, Method, Mapping[str, Dataset], int, Distributed, StopRequest], Evaluation]
-"""From configuration, method, data sets, number of steps, place and stop request to what is evaluated now and then."""
+class MakesEvaluation(Protocol):
+    """What knows how to evaluate a model now and then; ``evaluators.run.PeriodicEvaluation``."""
+
+    def needs_data(self, config: Config, has_likelihood: bool) -> bool:
+        """Whether samples are compared with the data set. Raises UsageError for evaluations that cannot be."""
+        ...
+
+    def __call__(
+        self,
+        config: Config,
+        model: Method,
+        datasets: Mapping[str, Dataset],
+        distributed: Distributed,
+        stop: StopRequest,
+    ) -> Evaluation: ...
 
 
-def train(
-    config: Config, distributed: Distributed, stop: StopRequest, make_evaluation: MakeEvaluation, needs_data: bool
-) -> None:
+def train(evaluation: MakesEvaluation, config: Config, distributed: Distributed, stop: StopRequest) -> None:
     """Train from the beginning, or from the newest intact snapshot.
 
     Args:
+        evaluation: makes what is evaluated during training.
         config: of the command.
         distributed: this process's place.
         stop: asked for by a signal.
-        make_evaluation: what is evaluated during training.
-        needs_data: whether that compares samples with the data set.
 
     Raises:
         UsageError: bad settings, data or snapshots.
@@ -58,11 +68,12 @@ def train(
     """
     check_config(config)
     config = with_total_batch_size(config, distributed.world_size)
-    distributed.from_main(lambda: claim_run_folder(config))
     system = find_system(config[RunOptions].system)
+    needs_data = evaluation.needs_data(config, system.has_likelihood) or system.learns_from_data
+    distributed.from_main(lambda: claim_run_folder(config))
     config, _ = settled(config, distributed)
     run, options = config[RunOptions], config[TrainingOptions]
-    datasets = open_datasets(config, distributed, needs_data or system.learns_from_data)
+    datasets = open_datasets(config, distributed, needs_data)
     method = build_method(config, distributed)
     resumed = _resume(run, distributed, method.state)
     if not resumed and isinstance(method, StartsFromWeights):
@@ -76,8 +87,8 @@ def train(
     batches = _batches(config, distributed, datasets["train"], method.state.step)
     automatic = distributed.is_main and options.snapshot_freq == "auto"
     interval = SnapshotInterval(options.mtbf_hours * 3600) if automatic else None
-    evaluation = make_evaluation(config, method, datasets, options.n_train_iters, distributed, stop)
-    training = Training(method, batches, config, distributed, stop, log, snapshots, interval, evaluation)
+    evaluates = evaluation(config, method, datasets, distributed, stop)
+    training = Training(method, batches, config, distributed, stop, log, snapshots, interval, evaluates)
     stop.listen()  # from here on there is something to save, and the loop looks at the request
     try:
         training.run()
@@ -113,14 +124,16 @@ class LoadedModel:
     path: Path
 
 
-def load_model(config: Config, distributed: Distributed, ckpt_file: str, needs_data: bool) -> LoadedModel:
+def load_model(
+    config: Config, distributed: Distributed, ckpt_file: str, needs_data: Callable[[Config, bool], bool]
+) -> LoadedModel:
     """The model of a snapshot, as the snapshot describes it, with its averaged weights.
 
     Args:
         config: of the command.
         distributed: this process's place.
         ckpt_file: names the snapshot; empty for the newest intact one.
-        needs_data: whether what follows needs the data set also where the system does not.
+        needs_data: checks what follows; whether it needs the data set also where the system does not.
 
     Raises:
         UsageError: bad settings, data or snapshot; options that contradict the snapshot.
@@ -139,9 +152,10 @@ def load_model(config: Config, distributed: Distributed, ckpt_file: str, needs_d
     state = read_snapshot(path)
     config = of_snapshot(config, state.get("config", {}), str(path))
     check_config(config)
-    config, beside = settled(config, distributed)
     system = find_system(config[RunOptions].system)
-    datasets = open_datasets(config, distributed, needs_data or system.learns_from_data)
+    wanted = needs_data(config, system.has_likelihood)
+    config, beside = settled(config, distributed)
+    datasets = open_datasets(config, distributed, wanted or system.learns_from_data)
     method = build_method(config, distributed)
     method.state.load_networks(state, str(path))
     return LoadedModel(config, method, datasets, method.state.step, digest + beside, path)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launch.agents.addresses import LOOPBACK, listen, reachable_address
+from launch.options import LaunchOptions
 from util.errors import EXIT_FAILED, UsageError
-from util.options import LaunchOptions
 
 VARIABLES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "PRRTE_")
 """How names of variables begin that make a process one of mpirun's."""

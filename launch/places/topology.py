@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.agents.addresses import LOOPBACK
+from launch.options import LaunchOptions
 from launch.places.slurm import slurm_place
 from util.errors import UsageError
-from util.options import LaunchOptions
 
 DEFAULT_MASTER_PORT = 29417
 """Where node 0 listens when the flags name several nodes and no port."""

@@ -1,7 +1,7 @@
 from dataclasses import fields
 
 from util.data.dataset import DATASET_NAMES
-from util.options import DataOptions
+from util.data.options import DataOptions
 
 
 def test_every_data_set_can_be_chosen_and_every_choice_is_one():

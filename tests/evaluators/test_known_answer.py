@@ -9,8 +9,8 @@ import torch
 
 from diffusion.continuous.gaussian import GaussianData
 from evaluators.evaluate import EvaluationSettings, run_evaluations
-from trainers.cld.method import ScoreMatching
 from main import parse_config
+from trainers.cld.method import ScoreMatching
 from util.distributed import Distributed
 from util.noise import Noise
 

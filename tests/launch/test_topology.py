@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.options import LaunchOptions
 from launch.places.slurm import expand_nodes, expand_tasks, slurm_place
 from launch.places.topology import Topology, find_topology, rank_place
 from util.errors import UsageError
-from util.options import LaunchOptions
 
 OPTIONS = LaunchOptions(device="cpu")
 SLURM = {

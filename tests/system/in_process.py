@@ -10,9 +10,9 @@ import pytest
 from evaluators.run import evaluate
 from launch.places.topology import RankPlace, find_topology
 from launch.worker import choose_device
+from main import parse_config
 from tests.system.command import arguments
 from trainers.run import train
-from main import parse_config
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.stop import StopRequest

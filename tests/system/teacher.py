@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from main import parse_config
 from tests.system.command import ROOT
 from trainers.ddpm.method import NoisePrediction
-from main import parse_config
 from util.distributed import Distributed
 from util.snapshot import write_snapshot
 

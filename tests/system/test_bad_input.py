@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from main import parse_config
 from tests.system.command import arguments, run
 from tests.system.in_process import NeverStopped, refusal, run_here
 from trainers.run import train
-from main import parse_config
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.snapshot import write_snapshot

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from main import parse_config
 from tests.trainers.steps import take_step
 from trainers.check import check_config
 from trainers.ddpm.method import NoisePrediction, label_scale
-from main import parse_config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch
 from util.distributed import Distributed

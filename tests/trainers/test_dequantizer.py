@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from main import parse_config
 from tests.trainers.steps import take_step
 from trainers.run import open_datasets
 from trainers.scoreflow.dequantizer import (
@@ -16,7 +17,6 @@ from trainers.scoreflow.dequantizer import (
     choose_score_snapshot,
 )
 from trainers.scoreflow.method import ScoreFlow
-from main import parse_config
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from main import parse_config
 from models.log_gamma import LOG_GAMMA
 from tests.trainers.steps import take_step
 from tests.util.hsivi_checkpoint import published
 from trainers.ddpm.method import NoisePrediction
 from trainers.hsivi.method import HierarchicalMatching, check_hsivi, make_hierarchy_of
-from main import parse_config
 from util.config import Config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch, training_batches

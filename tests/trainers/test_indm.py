@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from diffusion.continuous.gaussian import GaussianData
+from main import parse_config
 from models.ncsnpp import NCSNpp
 from models.residual_flow import FlowOutput, InvertibleFlow
 from tests.evaluators.ranks import run_ranks
 from tests.trainers.steps import take_step
 from trainers.indm.method import JointDiffusion, check_indm, flow_settings
 from trainers.networks import ncsnpp_settings
-from main import parse_config
 from util.config import Config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from main import parse_config
 from models.ncsnpp import NCSNpp
 from tests.trainers.steps import take_step
 from trainers.networks import ncsnpp_settings
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
-from main import parse_config
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
