@@ -8,7 +8,6 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluators.options import EvaluationOptions
 from launch.jobs import slurm
 from launch.jobs.job_file import JobFile, read_job_file, write_job_file
 from main import parse_config
@@ -34,7 +33,7 @@ def progress_mark(config: Config) -> str:
     """A text that changes whenever the run gets further: steps saved, and evaluation files finished."""
     snapshot = read_run_file(config[RunOptions].folder).get("last_snapshot") or {}
     digest = hashlib.sha256()
-    for folder in ("evaluations", config[EvaluationOptions].eval_folder):
+    for folder in ("evaluations", config.flat()["eval_folder"]):
         for path in sorted((config[RunOptions].folder / folder).rglob("*.npz")):
             digest.update(f"{path} {path.stat().st_size}\n".encode())
     return f"step {snapshot.get('step', 0)}, evaluations {digest.hexdigest()[:12]}"
