@@ -62,7 +62,7 @@ class OptimizationOptions:
 class NetworkChoice:
     """Network."""
 
-    name: str = option("ncsnpp", "network; the default is the system's first")
+    name: str = option("", "network; default the system's first, which --system NAME --help shows")
 
 
 @dataclass(frozen=True)

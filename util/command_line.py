@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class _Settings(configargparse.ConfigFileParser):
 
 class _Parser(configargparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (--\w+): '(.*?)': ", r"\1 \2: ", message, flags=re.DOTALL)
         raise UsageError(f"{message} (--help lists every flag)")
 
 
@@ -231,7 +233,7 @@ def _of_groups(
                 raise UsageError(f"{setting.where}: {key} = {setting.text}: {error}") from None
             chosen[key] = setting
         elif key in fixed:
-            _check_published_key(key, setting.text, fixed[key], setting.where)
+            _check_published_key(setting.text, fixed[key], f"{setting.where}: {key} =")
         elif key in every:
             try:
                 if read(every[key], setting.text) != every[key].default:
@@ -247,9 +249,9 @@ def _of_groups(
     return chosen, [f"the files give {count} that --system {system} does not read: {', '.join(passed_over)}"]
 
 
-def _check_published_key(key: str, text: str, value: Any, where: str) -> None:
+def _check_published_key(text: str, value: Any, where: str) -> None:
     if text.lower() != written(value).lower():
-        raise UsageError(f"{where}: {key} = {text}: only {written(value)} is known here")
+        raise UsageError(f"{where} {text}: only {written(value)} is known here")
 
 
 def _without_published_keys(argv: Sequence[str], groups: Sequence[type]) -> list[str]:
@@ -266,7 +268,7 @@ def _without_published_keys(argv: Sequence[str], groups: Sequence[type]) -> list
             continue
         if not separator:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        _check_published_key(key, value, fixed[key], "command line")
+        _check_published_key(value, fixed[key], flag)
     return rest
 
 

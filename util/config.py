@@ -64,11 +64,9 @@ class Catalogue:
             UsageError: as ``groups``.
         """
         networks = self.find(system).networks
-        if name in networks:
-            return name
-        if name != self.default("name"):
+        if name and name not in networks:
             raise UsageError(f"--name {name} is no network of --system {system}; use {' or '.join(networks)}")
-        return next(iter(networks))
+        return name or next(iter(networks))
 
     def every(self, system: str) -> dict[str, Option]:
         """All options by flag, of ``system`` and then of all others."""
@@ -198,6 +196,7 @@ class Config:
         What ``earlier`` does not say had its default.
         """
         changed = []
+        earlier = {**Config(self.catalogue, earlier).flat(), **earlier}
         for option in self.options():
             before = earlier.get(option.flag, plain(option.default))
             now = plain(self._values[option.flag])

@@ -31,7 +31,7 @@ def exact_method(*options: str) -> ScoreMatching:
     small = "--workdir w --is_image false --name mlp --dataset diamond --n_hidden 4 --n_layers 1 --numerical_eps 0"
     argv = small.split(" ")
     config = parse_config([*argv, *options])
-    config.training.total_batch_size = 1
+    config = config.with_values(total_batch_size=1)
     method = ScoreMatching(config, Distributed())
     method._exact_score = method._sampling_score = DATA.score(method.process)
     return method

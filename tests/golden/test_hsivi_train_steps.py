@@ -9,10 +9,13 @@ from torch import nn
 
 import trainers.hsivi.method
 import trainers.step
+from main import parse_config
 from tests.golden.hsivi_setup import StandIn, close
 from tests.golden.vectors import load
 from tests.trainers.steps import take_step
 from trainers.hsivi.method import HierarchicalMatching
+from trainers.hsivi.options import HsiviOptions
+from trainers.options import TrainingOptions
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -24,24 +27,25 @@ LOSS = 1e-3
 
 
 def configure(run: dict[str, np.ndarray]) -> Config:
-    config = Config()
     channels, size, _ = run["init/log_scaled_gamma"].shape
-    config.run.system, config.run.published_behaviour = "hsivi", True
-    config.data.image_channels, config.data.image_size = channels, size
-    config.discrete.noise_schedule = "cosine" if run["cosine_schedule"] else "linear"
-    config.discrete.skip_type = "quad" if run["quad_timesteps"] else "uniform"
-    config.sampling.n_discrete_steps = int(run["n_discrete_steps"])
-    config.training.total_batch_size = int(run["batch_size"])
-    config.training.n_train_iters = int(run["n_train_iters"])
-    config.optimization.n_warmup_iters = int(run["n_warmup_iters"])
-    config.optimization.ema_rate = float(run["ema_rate"])
-    config.optimization.grad_clip = float(run["grad_clip"])
-    options = config.hsivi
-    options.eta = float(run["eta"])
-    options.phi_learning_rate, options.f_learning_rate = (float(run[f"{name}_learning_rate"]) for name in ("phi", "f"))
-    options.f_learning_times = int(run["f_learning_times"])
-    options.cosine_lr_decay = "use" if run["cosine_lr_decay_use"] else "dis"
-    return config
+    return parse_config(["--system", "hsivi"]).with_values(
+        published_behaviour=True,
+        image_channels=channels,
+        image_size=size,
+        noise_schedule="cosine" if run["cosine_schedule"] else "linear",
+        skip_type="quad" if run["quad_timesteps"] else "uniform",
+        n_discrete_steps=int(run["n_discrete_steps"]),
+        total_batch_size=int(run["batch_size"]),
+        n_train_iters=int(run["n_train_iters"]),
+        n_warmup_iters=int(run["n_warmup_iters"]),
+        ema_rate=float(run["ema_rate"]),
+        grad_clip=float(run["grad_clip"]),
+        eta=float(run["eta"]),
+        phi_learning_rate=float(run["phi_learning_rate"]),
+        f_learning_rate=float(run["f_learning_rate"]),
+        f_learning_times=int(run["f_learning_times"]),
+        cosine_lr_decay="use" if run["cosine_lr_decay_use"] else "dis",
+    )
 
 
 class RecordedNoise:
@@ -100,7 +104,7 @@ def test_iterations(name, monkeypatch):
     monkeypatch.setattr(trainers.hsivi.method, "make_noise_network", make_network)
     for module in (trainers.hsivi.method, trainers.step):
         monkeypatch.setattr(module, "Noise", RecordedNoise)
-    RecordedNoise.n_points = config.sampling.n_discrete_steps
+    RecordedNoise.n_points = config[HsiviOptions].n_discrete_steps
     method = HierarchicalMatching(config, Distributed())
     np.testing.assert_array_equal(method.hierarchy.labels, run["timesteps"][: RecordedNoise.n_points])
     with torch.no_grad():
@@ -108,7 +112,7 @@ def test_iterations(name, monkeypatch):
             values.copy_(torch.from_numpy(run["init/log_scaled_gamma"]))
     teacher = method.teacher.w.clone()
     method.state.step = int(run["start_step"]) - 1
-    positions = torch.arange(config.training.total_batch_size)
+    positions = torch.arange(config[TrainingOptions].total_batch_size)
 
     for iteration in range(int(run["n_iterations"])):
         prefix = f"iter{iteration}/"

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from launch.agents.restart import after_restart
+from tests.configuration import configured
 from tests.system.command import ranks_of, snapshot, start, wait_until
-from util.config import Config
 from util.run_file import read_run_file
+from util.run_options import RunOptions
 
 TINY: dict[str, Any] = {
     "config": "configs/smoke/tiny.txt",
@@ -96,10 +97,9 @@ def test_a_pause_of_the_whole_machine_is_no_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SCOREFLEET_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
 def test_restarts_never_delete_nor_go_back(name: str) -> None:
-    config = Config()
-    config.run.overwrite, config.run.checkpoint = True, "checkpoint_10.pth"
+    config = configured(overwrite=True, checkpoint="checkpoint_10.pth")
     assert after_restart(config, {}) is config
     assert after_restart(config, {name: "0"}) is config
     again = after_restart(config, {name: "2"})
-    assert (again.run.overwrite, again.run.checkpoint) == (False, "")
-    assert config.run.overwrite
+    assert (again[RunOptions].overwrite, again[RunOptions].checkpoint) == (False, "")
+    assert config[RunOptions].overwrite

@@ -9,7 +9,7 @@ import pytest
 from launch.agents.fingerprint import code_versions, difference, fingerprint
 from launch.agents.group import Group, Limits, Refused, ended_message
 from launch.agents.reports import FailureReport
-from util.config import Config
+from tests.configuration import configured
 
 
 class Cluster:
@@ -209,9 +209,9 @@ def test_a_late_agent_does_not_disturb_a_run(running: Cluster) -> None:
 
 
 def test_fingerprints_name_what_differs() -> None:
-    config = Config()
+    config = configured()
     first = fingerprint(config)
-    assert difference(first, "a", fingerprint(Config()), "b") == ""
-    config.run.seed, config.launch.node_rank, config.data.data_location = 9, 3, "/scratch"
+    assert difference(first, "a", fingerprint(configured()), "b") == ""
+    config = config.with_values(seed=9, node_rank=3, data_location="/scratch")
     assert difference(first, "a", fingerprint(config), "b") == "--seed is 0 on a and 9 on b"
     assert code_versions().items() <= first.items()

@@ -10,9 +10,10 @@ from launch.jobs.requeue import arguments_of_restart, decide, progress_mark
 from launch.jobs.slurm import minutes_of
 from launch.jobs.status import run_states, table
 from main import parse_config
-from util.config import Config
+from tests.configuration import configured
 from util.errors import UsageError
 from util.run_file import update_run_file
+from util.run_options import RunOptions
 
 
 def job(**fields: object) -> JobFile:
@@ -56,8 +57,7 @@ def test_wishes_of_a_person_come_first_and_count_once() -> None:
 
 
 def test_mark_moves_with_snapshots_and_evaluation_files(tmp_path: Path) -> None:
-    config = Config()
-    config.run.workdir = str(tmp_path)
+    config = configured(workdir=str(tmp_path))
     marks = [progress_mark(config)]
     update_run_file(tmp_path, last_snapshot={"step": 7})
     marks.append(progress_mark(config))
@@ -74,7 +74,7 @@ def test_a_restart_neither_deletes_nor_goes_back() -> None:
     words = ["--workdir", "somewhere", "--seed", "3"]
     assert arguments_of_restart(words) == words
     for flags in (["--overwrite"], ["--checkpoint", "checkpoint_10.pth"]):
-        run = parse_config(arguments_of_restart([*words, *flags])).run
+        run = parse_config(arguments_of_restart([*words, *flags]))[RunOptions]
         assert (run.overwrite, run.checkpoint, run.workdir, run.seed) == (False, "", "somewhere", 3)
 
 

@@ -182,9 +182,9 @@ def test_gains_below_the_public_floor():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_shape": (1, 5, 5)}, "--image_size 5"),
-        ({"n_filters": 6, "n_heads": 4}, "--dequantizer_n_filters 6"),
-        ({"architecture": "imagenet32", "context_channels": 6}, "--dequantizer_context_channels 6"),
+        ({"image_shape": (1, 5, 5)}, "image_size 5"),
+        ({"n_filters": 6, "n_heads": 4}, "dequantizer_n_filters 6"),
+        ({"architecture": "imagenet32", "context_channels": 6}, "dequantizer_context_channels 6"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

@@ -11,7 +11,7 @@ from models.embeddings import LabelEmbedding
 from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
 from util.errors import UsageError
 
-SMALL = {"image_channels": 1, "image_size": 8, "n_channels": 16, "n_groups": 4, "n_resblocks": 1}
+SMALL = {"image_channels": 1, "image_size": 8, "n_channels": 16, "n_groups": 4, "n_resblocks": 1, "dropout": 0.0}
 DDPM = DDPMUNetSettings(**SMALL, ch_mult=(1, 2), attn_resolutions=(4,))
 IMPROVED = ImprovedUNetSettings(**SMALL, ch_mult=(1, 2), attn_resolutions=(8,))
 VARIANTS = [

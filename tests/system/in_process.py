@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluators.run import evaluate
+from evaluators.run import PeriodicEvaluation, evaluate
+from launch.options import LaunchOptions
 from launch.places.topology import RankPlace, find_topology
 from launch.worker import choose_device
 from main import parse_config
 from tests.system.command import arguments
-from trainers.run import train
+from trainers.run import load_model, train
 from util.distributed import Distributed
 from util.errors import UsageError
+from util.run_options import RunOptions
 from util.stop import StopRequest
 
 
@@ -27,9 +30,10 @@ class NeverStopped(StopRequest):
 def run_here(workdir: Path, **options: Any) -> None:
     """Run to the end; the options are those of ``tests.system.command.run``."""
     config = parse_config(arguments(workdir, **options)[2:])
-    find_topology(config.launch)
-    device = choose_device(config.launch.device, RankPlace(0, 0, 1, 1))
-    (train if config.run.trains else evaluate)(config, Distributed(device=device), NeverStopped())
+    find_topology(config[LaunchOptions])
+    device = choose_device(config[LaunchOptions].device, RankPlace(0, 0, 1, 1))
+    work = partial(train, PeriodicEvaluation) if config[RunOptions].trains else partial(evaluate, load_model)
+    work(config, Distributed(device=device), NeverStopped())
 
 
 def refusal(workdir: Path, **options: Any) -> str:

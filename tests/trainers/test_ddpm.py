@@ -22,7 +22,7 @@ SMALL = [
 
 def make(*options: str) -> NoisePrediction:
     config = parse_config([*SMALL, *options])
-    check_config(config, 1)
+    check_config(config)
     return NoisePrediction(config, Distributed())
 
 

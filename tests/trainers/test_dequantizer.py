@@ -13,8 +13,8 @@ from trainers.run import open_datasets
 from trainers.scoreflow.dequantizer import (
     DequantizerTraining,
     build_scoreflow,
-    choose_dequantizer_snapshot,
     choose_score_snapshot,
+    settle_snapshots,
 )
 from trainers.scoreflow.method import ScoreFlow
 from util.config import Config
@@ -53,13 +53,13 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(workdir):
-    data = open_datasets(make_config(workdir, "train"), ALONE)["train"]
+    data = open_datasets(make_config(workdir, "train"), ALONE, True)["train"]
     return data.read(np.arange(60))
 
 
 def make_training(workdir, **options) -> DequantizerTraining:
     config = make_config(workdir, "train_deq", **options)
-    config.dequantizer.score_checkpoint = str(workdir / "checkpoints" / "checkpoint.pth")
+    config = config.with_values(score_checkpoint=str(workdir / "checkpoints" / "checkpoint.pth"))
     method = build_scoreflow(config, ALONE)
     assert isinstance(method, DequantizerTraining)
     return method
@@ -178,8 +178,8 @@ def test_snapshots_that_are_not_there(tmp_path):
     config = make_config(tmp_path, "train_deq")
     with pytest.raises(UsageError, match="train the score model first"):
         choose_score_snapshot(config)
-    config.dequantizer.score_checkpoint = "checkpoint_5.pth"
+    config = config.with_values(score_checkpoint="checkpoint_5.pth")
     with pytest.raises(UsageError, match=r"--score_checkpoint checkpoint_5\.pth: no such file"):
         choose_score_snapshot(config)
     with pytest.raises(UsageError, match="train one with --mode train_deq"):
-        choose_dequantizer_snapshot(make_config(tmp_path, "eval"))
+        settle_snapshots(make_config(tmp_path, "eval", eval_dequantizer=True))

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from evaluators.settings import check_evaluation
 from main import parse_config
 from models.log_gamma import LOG_GAMMA
+from tests.configuration import configured
 from tests.trainers.steps import take_step
 from tests.util.hsivi_checkpoint import published
 from trainers.ddpm.method import NoisePrediction
+from trainers.ddpm.options import DdpmOptions
 from trainers.hsivi.method import HierarchicalMatching, check_hsivi, make_hierarchy_of
+from trainers.hsivi.options import HsiviOptions
+from trainers.systems import SYSTEMS
 from util.config import Config
 from util.data.digits import open_digits
 from util.data.loader import MicroBatch, training_batches
@@ -23,6 +28,7 @@ from util.data.no_data import NoData, positions_without_data
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise
+from util.option_values import flags_of
 from util.snapshot import write_snapshot
 
 TOTAL = 8
@@ -30,7 +36,6 @@ TOTAL = 8
 
 def configure(**options: Any) -> Config:
     """A small model of 8x8 grey images; options by their flags."""
-    config = Config()
     settings: dict[str, Any] = {
         "system": "hsivi", "image_channels": 1, "image_size": 8, "name": "ddpm_unet", "n_channels": 8, "n_groups": 4,
         "ch_mult": [1, 2], "n_resblocks": 1, "attn_resolutions": [4], "dropout": 0.0, "skip_type": "quad",
@@ -38,11 +43,10 @@ def configure(**options: Any) -> Config:
         "f_learning_times": 2, "phi_learning_rate": 1e-2, "f_learning_rate": 1e-2, "pretrained_model": "teacher.pth",
         "ema_rate": 0.5, **options,
     }  # fmt: skip
-    groups = [getattr(config, name) for name in vars(config)]
-    for name, value in settings.items():
-        group = next(group for group in groups if hasattr(group, name))
-        setattr(group, name, value)
-    return config
+    if settings["system"] == "ddpm":
+        of_hsivi = flags_of(HsiviOptions) - flags_of(DdpmOptions)
+        settings = {name: value for name, value in settings.items() if name not in of_hsivi}
+    return configured(**settings)
 
 
 def snapshot_of(method: Any, config: Config, path: Path) -> Path:
@@ -212,7 +216,6 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "too many points": ({"n_discrete_steps": 500}, "quad"),
     "too many pairs": ({"f_pairs_per_chain": 6}, "--f_pairs_per_chain 6"),
     "no spread": ({"eta": 0.0}, "--eta 0.0"),
-    "likelihood": ({"eval_likelihood": True}, "no likelihood"),
     "teacher of other steps": ({"teacher_diffusion_steps": 4000}, "cosine"),
     "teacher of coarser steps": ({"teacher_diffusion_steps": 1500, "noise_schedule": "cosine"}, "no multiple"),
     "score network": ({"name": "ncsnpp"}, "--name ncsnpp"),
@@ -225,6 +228,11 @@ def test_contradictions(case):
     check_hsivi(configure())
     with pytest.raises(UsageError, match=expected):
         check_hsivi(configure(**options))
+
+
+def test_there_is_no_likelihood_to_ask_for():
+    with pytest.raises(UsageError, match="hsivi has no likelihood"):
+        check_evaluation(configure(mode="eval", eval_likelihood=True), SYSTEMS["hsivi"].has_likelihood)
 
 
 def test_few_points_are_trained_like_many(teacher):
@@ -380,12 +388,12 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "hsivi").glob("*.txt")
 def test_published_settings(path):
     config = parse_config(["-cc", str(path), "--pretrained_model", "teacher.pth"])
     check_hsivi(config)
-    assert config.sampling.n_discrete_steps == int(path.stem.split("_")[1]) + 1
-    assert config.hsivi.f_learning_rate == pytest.approx(5 * config.hsivi.phi_learning_rate)
+    assert config[HsiviOptions].n_discrete_steps == int(path.stem.split("_")[1]) + 1
+    assert config[HsiviOptions].f_learning_rate == pytest.approx(5 * config[HsiviOptions].phi_learning_rate)
     labels = make_hierarchy_of(config).labels
     assert (
         float(labels[-1])
-        == {"quad": 800, "uniform": 1000 // len(labels) * (len(labels) - 1) + 0.75}[config.discrete.skip_type]
+        == {"quad": 800, "uniform": 1000 // len(labels) * (len(labels) - 1) + 0.75}[config[HsiviOptions].skip_type]
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffusion.log_snr.dequantization import UNIFORM_START_GAMMA
+from tests.configuration import configured
 from tests.trainers.steps import take_step
 from trainers.idode.augmentation import flip_and_rotate
 from trainers.idode.method import DiffusionOde, check_idode
@@ -20,7 +21,6 @@ N_SAMPLES = 8
 
 def make_config(**options) -> Config:
     """A small network on 4 x 4 images; options by their flags."""
-    config = Config()
     settings = {
         "system": "idode", "sde": "vpsde", "name": "vdm_unet", "image_size": 4, "image_channels": 1, "n_channels": 32,
         "n_resblocks": 1, "dropout": 0.0, "weighting": "likelihood", "importance_sampling": True,
@@ -29,9 +29,7 @@ def make_config(**options) -> Config:
         "total_batch_size": N_SAMPLES, "likelihood_rtol": 1e-3, "likelihood_atol": 1e-3, "sampling_rtol": 1e-3,
         "sampling_atol": 1e-3, **options,
     }  # fmt: skip
-    for name, value in settings.items():
-        group = next(group for group in vars(config).values() if name in vars(group))
-        setattr(group, name, value)
+    config = configured(**settings)
     check_idode(config)
     return config
 

@@ -16,7 +16,7 @@ from models.residual_flow import FlowOutput, InvertibleFlow
 from tests.evaluators.ranks import run_ranks
 from tests.trainers.steps import take_step
 from trainers.indm.method import JointDiffusion, check_indm, flow_settings
-from trainers.networks import ncsnpp_settings
+from trainers.networks import score_network_settings
 from util.config import Config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
@@ -239,6 +239,6 @@ def test_published_settings(path):
 def test_published_sizes(name, n_resblocks, n_of_the_score, n_of_the_flow):
     config = parse_config(["-cc", str(CONFIGS.parent / "indm" / f"{name}.txt"), "--n_resblocks", n_resblocks])
     with torch.device("meta"):
-        networks = NCSNpp(ncsnpp_settings(config, 3, 3)), InvertibleFlow(flow_settings(config))
+        networks = NCSNpp(score_network_settings(config, 3, 3)), InvertibleFlow(flow_settings(config))
     sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
     assert sizes == [n_of_the_score, n_of_the_flow]

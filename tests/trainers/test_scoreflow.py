@@ -7,9 +7,11 @@ import torch
 
 from main import parse_config
 from models.ncsnpp import NCSNpp
+from tests.configuration import configured
 from tests.trainers.steps import take_step
-from trainers.networks import ncsnpp_settings
+from trainers.networks import score_network_settings
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
+from trainers.scoreflow.options import ScoreFlowOptions
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -23,7 +25,6 @@ SWITCHES = ("likelihood_weighting", "importance_sampling")
 
 def make_config(**options) -> Config:
     """A small network on 4 x 4 images; options by their flags."""
-    config = Config()
     settings = {
         "system": "scoreflow", "sde": "vpsde", "beta0": 0.1, "beta1": 19.9, "image_size": 4, "image_channels": 1,
         "n_channels": 8, "ch_mult": [1, 2], "n_resblocks": 1, "attn_resolutions": [2], "use_fir": False,
@@ -32,9 +33,7 @@ def make_config(**options) -> Config:
         "likelihood_solver": "rk4", "likelihood_n_steps": 4, "sampling_solver": "rk4", "sampling_n_steps": 4,
         "bound_n_times": 4, "n_discrete_steps": 22, **options,
     }  # fmt: skip
-    for name, value in settings.items():
-        group = next(group for group in vars(config).values() if name in vars(group))
-        setattr(group, name, value)
+    config = configured(**settings)
     check_scoreflow(config)
     return config
 
@@ -132,12 +131,12 @@ def test_averages_follow_their_decay_from_the_first_step():
     [
         ({"sde": "cld"}, "--sde cld"),
         ({"is_image": False}, "is for images"),
-        ({"mixed_score": True}, "mixed_score = false"),
+        ({"mixed_score": True}, "only false"),
         ({"weighting": "reweightedv1"}, "reweightedv1"),
         ({"importance_sampling": True}, "needs --weighting likelihood"),
         ({"sde": "vesde", **LIKELIHOOD}, "same at all times"),
         ({"sde": "vesde", "sigma_max": 0.001}, "sigma_min < sigma_max"),
-        ({"sampling_method": "sscs"}, "use ode or pc"),
+        ({"sampling_method": "sscs"}, "one of ode, pc"),
         ({"sampling_method": "pc", "n_discrete_steps": 20}, "at least 21"),
         ({"sampling_method": "pc", "predictor": "none", "corrector": "none"}, "nothing would be sampled"),
         ({"name": "mlp"}, "--name mlp"),
@@ -155,10 +154,10 @@ def test_published_settings(path):
         special = [] if switch is None else ["-sc", str(CONFIGS / f"{switch}.txt")]
         config = parse_config(["-cc", str(path), *special])
         check_scoreflow(config)
-        assert config.objective.weighting == ("reweightedv2" if switch is None else "likelihood")
-        assert config.objective.importance_sampling == (switch == "importance_sampling")
-    assert config.process.sde == ("subvpsde" if "subvp" in path.stem else "vpsde")
+        assert config[ScoreFlowOptions].weighting == ("reweightedv2" if switch is None else "likelihood")
+        assert config[ScoreFlowOptions].importance_sampling == (switch == "importance_sampling")
+    assert config[ScoreFlowOptions].sde == ("subvpsde" if "subvp" in path.stem else "vpsde")
     with torch.device("meta"):
-        network = NCSNpp(ncsnpp_settings(config, 3, 3))
+        network = NCSNpp(score_network_settings(config, 3, 3))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     assert n_parameters == (106_632_579 if "deep" in path.stem else 61_804_419)

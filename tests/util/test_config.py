@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from util.config import make_parser, option_readers, parse_config, read_config_file
+from evaluators.options import EvaluationOptions
+from main import OPTIONS, parse_config
+from models.ncsnpp_settings import NCSNppSettings
+from trainers.cld.options import CldOptions
+from trainers.options import OptimizationOptions, TrainingOptions
+from util.command_line import make_parser
+from util.config import read_config_file
+from util.data.options import DataOptions
 from util.errors import UsageError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.txt"))
@@ -19,7 +26,7 @@ def test_precedence_in_any_order_on_the_command_line(tmp_path: Path) -> None:
     common = write(tmp_path / "c.txt", "beta0 = 1\nbeta1 = 1\nm_inv = 1\n")
     special = write(tmp_path / "s.txt", "beta0 = 2\nbeta1 = 2\n")
     for argv in (["-cc", common, "-sc", special], ["-sc", special, "-cc", common]):
-        process = parse_config([*argv, "--beta0", "3"]).process
+        process = parse_config([*argv, "--beta0", "3"])[CldOptions]
         assert (process.beta0, process.beta1, process.m_inv, process.gamma) == (3.0, 2.0, 1.0, 0.04)
 
 
@@ -29,12 +36,12 @@ def test_published_forms(tmp_path: Path) -> None:
         "# Model\n[default]\nch_mult = 1,2,2\nis_image = False\nautocast_train=true\nn_train_iters = 8e5  # many\n",
     )
     config = parse_config(["--config", path, "--denoising", "false", "--eval_fid"])
-    assert config.network.ch_mult == [1, 2, 2]
-    assert not config.data.is_image
-    assert config.optimization.autocast_train
-    assert config.training.n_train_iters == 800_000
-    assert not config.sampling.denoising
-    assert config.evaluation.eval_fid
+    assert config.make(NCSNppSettings, in_channels=1, out_channels=1, image_size=64).ch_mult == (1, 2, 2)
+    assert not config[DataOptions].is_image
+    assert config[OptimizationOptions].autocast_train
+    assert config[TrainingOptions].n_train_iters == 800_000
+    assert not config[CldOptions].denoising
+    assert config[EvaluationOptions].eval_fid
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -97,8 +104,9 @@ def test_binary_file(tmp_path: Path) -> None:
 
 
 def test_help_explains_every_flag_with_its_default() -> None:
-    text = make_parser().format_help()
-    assert all(f"--{name}" in text for name in option_readers())
+    config = parse_config([])
+    text = make_parser(config.groups).format_help()
+    assert all(f"--{name}" in text for name in config.flat())
     assert "learning rate after warm-up [0.0002]" in text
 
 
@@ -107,4 +115,4 @@ def test_difference_names_what_makes_another_run(tmp_path: Path) -> None:
     path = tmp_path / "config.txt"
     path.write_text(earlier.text())
     now = parse_config(["--workdir", "b", "--seed", "2", "--log_freq", "7"])
-    assert now.difference(read_config_file(path)) == ["seed: 1 -> 2"]
+    assert now.difference(read_config_file(path, OPTIONS)) == ["seed: 1 -> 2"]
