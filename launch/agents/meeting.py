@@ -27,12 +27,16 @@ def meet(store: dist.Store, place: RankPlace, timeout_seconds: float) -> dist.St
     if place.rank == 0:
         name = uuid.uuid4().hex
         store.set("start", name)
+        # Only a rank 0 that still waits says that all are there: the others may join the name of one that has ended.
+        while store.add(f"joined/{name}", 0) < place.world_size - 1:
+            _wait(place, deadline, timeout_seconds)
+        store.set(f"complete/{name}", "yes")
     else:
         name = _join(store, place, deadline)
-    while not store.check([f"complete/{name}"]):
-        if place.rank > 0 and store.get("start").decode() != name:
-            name = _join(store, place, deadline)  # that rank 0 has been replaced
-        _wait(place, deadline, timeout_seconds)
+        while not store.check([f"complete/{name}"]):
+            if store.get("start").decode() != name:
+                name = _join(store, place, deadline)  # that rank 0 has been replaced
+            _wait(place, deadline, timeout_seconds)
     return dist.PrefixStore(f"start/{name}", store)
 
 
@@ -42,8 +46,7 @@ def _join(store: dist.Store, place: RankPlace, deadline: float) -> str:
         if store.check(["start"]):
             name = store.get("start").decode()
             if store.add(f"joined/{name}/{place.rank}", 1) == 1:
-                if store.add(f"joined/{name}", 1) == place.world_size - 1:
-                    store.set(f"complete/{name}", "yes")
+                store.add(f"joined/{name}", 1)
                 return name
         _wait(place, deadline, deadline - started)
 
