@@ -16,18 +16,16 @@ from launch.agents.beat import AGENT_VARIABLE, live_with_agent
 from launch.agents.meeting import meet
 from launch.agents.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.agents.reports import report_of, write_report
-from launch.agents.restart import after_restart
 from launch.options import LaunchOptions
 from launch.places.topology import RankPlace
-from util.config import Config
 from util.distributed import Distributed, join_group
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, UsageError
 from util.stop import StopRequest
 
-Mode = Callable[[Config, Distributed, StopRequest], None]
+Mode = Callable[[Distributed, StopRequest], None]
 
 
-def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
+def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode) -> NoReturn:
     """Run the mode as one rank of the group and leave with its exit code.
 
     The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
@@ -35,20 +33,19 @@ def run_rank(config: Config, place: RankPlace, mode: Mode) -> NoReturn:
     The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
     others never join, and after success for the store of a rank 0 that is already gone.
     """
-    live_with_agent(config[LaunchOptions].rank_timeout)
-    config = after_restart(config)
+    live_with_agent(options.rank_timeout)
     stop = StopRequest()
     try:
-        device = choose_device(config[LaunchOptions].device, place)
+        device = choose_device(options.device, place)
         distributed = join_group(
             place.rank,
             place.local_rank,
             place.world_size,
             device,
-            config[LaunchOptions].collective_timeout,
-            _store(config, place),
+            options.collective_timeout,
+            _store(options, place),
         )
-        mode(config, distributed, stop)
+        mode(distributed, stop)
         distributed.barrier()
     except Preempted:
         with contextlib.suppress(RuntimeError):  # all is on disk, even when another rank is gone already
@@ -85,14 +82,14 @@ def choose_device(wanted: str, place: RankPlace) -> torch.device:
     return torch.device("cuda", place.local_rank)
 
 
-def _store(config: Config, place: RankPlace) -> dist.Store | None:
+def _store(options: LaunchOptions, place: RankPlace) -> dist.Store | None:
     """Where the ranks meet: at the socket that the agent opened, or at torchrun's store."""
-    timeout = timedelta(seconds=config[LaunchOptions].collective_timeout)
+    timeout = timedelta(seconds=options.collective_timeout)
     if place.world_size == 1:
         return None
     if AGENT_VARIABLE not in os.environ:
         store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))
-        return meet(store, place, config[LaunchOptions].rendezvous_timeout)
+        return meet(store, place, options.rendezvous_timeout)
     descriptor = os.environ.get(LISTEN_VARIABLE)
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],

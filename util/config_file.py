@@ -44,7 +44,7 @@ def read_settings(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Set
     numbers: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         where = f"{path} line {number}"
-        key, value = _parse(line, where)
+        key, value = parse_line(line, where)
         if not key:
             continue
         if key in own:
@@ -67,8 +67,12 @@ def _include(path: Path, name: Path, where: str, including: tuple[Path, ...], la
     return read_settings(target, including)
 
 
-def _parse(line: str, where: str) -> tuple[str, str]:
-    """Key and value of a line, both empty for a line that says nothing."""
+def parse_line(line: str, where: str) -> tuple[str, str]:
+    """Key and value of a line, both empty for a line that says nothing.
+
+    Raises:
+        UsageError: it is no setting; ``where`` says which line it is.
+    """
     line = line.strip()
     if not line or line[0] in "#;" or re.fullmatch(r"\[[^=]*\]", line):
         return "", ""

@@ -14,7 +14,6 @@ from types import FrameType
 
 from launch.agents.apart import run_apart
 from launch.agents.coordinator import PAUSE_SECONDS
-from launch.agents.fingerprint import fingerprint
 from launch.agents.group import FAILURE_GRACE_SECONDS, ended_message
 from launch.agents.membership import Membership
 from launch.agents.messages import ConnectionLost, Message
@@ -22,7 +21,6 @@ from launch.agents.ranks import Ranks, Start
 from launch.agents.reports import FailureReport
 from launch.options import LaunchOptions
 from launch.places.topology import Topology
-from util.config import Config
 from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
 from util.run_file import read_run_file, update_run_file
 from util.run_options import RunOptions
@@ -37,21 +35,30 @@ class Agent:
     Args:
         command: the program and its arguments, the same for every rank.
         topology: of the run.
-        config: names the run's folder (log files go to ``logs`` in it, ``run.json`` gets the reason of a failure) and
-            all bounds on waiting.
+        options: all bounds on waiting.
+        run: names the run's folder: log files go to ``logs`` in it, ``run.json`` gets the reason of a failure.
+        fingerprint: what has to be the same on all nodes.
 
     Raises:
         UsageError: there is no folder for the run.
     """
 
-    def __init__(self, command: Sequence[str], topology: Topology, config: Config) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        topology: Topology,
+        options: LaunchOptions,
+        run: RunOptions,
+        fingerprint: dict[str, str],
+    ) -> None:
         self.command = list(command)
         self.topology = topology
-        self.config = config
-        self.workdir = config[RunOptions].folder
-        if not config[RunOptions].workdir:
+        self.options = options
+        self.workdir = run.folder
+        self.fingerprint = fingerprint
+        self._notes_end = run.trains
+        if not run.workdir:
             raise UsageError("--workdir is missing: give the folder for (or of) the run")
-        run = config[RunOptions]
         if run.mode in ("continue", "eval", "sample") and not run.folder.is_dir():
             raise UsageError(f"--mode {run.mode}: {run.folder} is no folder; --workdir names an earlier run")
         self.ranks: Ranks | None = None
@@ -64,7 +71,7 @@ class Agent:
         """Start the ranks and return the exit code of the run, the same on every node: 0, 1, 2 or 75."""
         earlier = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         try:
-            return run_apart(self._run) if self.topology.source == "Open MPI" else self._run()
+            return run_apart(self._run) if self.topology.impatient else self._run()
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
@@ -74,7 +81,7 @@ class Agent:
         self._membership: Membership | None = None
         try:
             self._membership = Membership(
-                self.topology, self.config, fingerprint(self.config), lambda: self._stop_time is not None
+                self.topology, self.options, self.fingerprint, lambda: self._stop_time is not None
             )
             return self._take_part(self._membership)
         except Preempted:
@@ -125,8 +132,7 @@ class Agent:
 
     def _start(self, membership: Membership, message: Message) -> None:
         if message["cause"]:
-            n_restarts = f"{message['n_restarts']} of {self.config[LaunchOptions].max_restarts}"
-            self._show(f"{message['cause']}\nrestart {n_restarts}\n")
+            self._show(f"{message['cause']}\nrestart {message['n_restarts']} of {self.options.max_restarts}\n")
         listener = membership.coordinator.take_rendezvous_socket() if membership.coordinator is not None else None
         if self._stop_time is not None:
             if listener is not None:
@@ -152,10 +158,10 @@ class Agent:
             membership.say("ended", **ended_message(EXIT_FAILED, failure))
 
     def _watch(self, membership: Membership, ranks: Ranks, now: float) -> None:
-        launch = self.config[LaunchOptions]
-        ranks.listen(launch.rank_timeout)
-        if self._stop_time is not None and now > self._stop_time + launch.grace_seconds:
-            ranks.end_as_hung(f"did not stop within {launch.grace_seconds:g} s (--grace_seconds)")
+        grace = self.options.grace_seconds
+        ranks.listen(self.options.rank_timeout)
+        if self._stop_time is not None and now > self._stop_time + grace:
+            ranks.end_as_hung(f"did not stop within {grace:g} s (--grace_seconds)")
         if ranks.leaving() and self._ending_time is None:
             self._set_ending()
             membership.say("ending")
@@ -193,7 +199,7 @@ class Agent:
 
     def _note(self, state: str, reason: str) -> None:
         """Put the end of a training run into run.json."""
-        if self.config[RunOptions].trains:
+        if self._notes_end:
             with contextlib.suppress(OSError):  # a full disk must not hide the message
                 update_run_file(self.workdir, state=state, exit_reason=reason)
 

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from launch.agents.addresses import LOOPBACK, listen
+from launch.addresses import LOOPBACK, listen
 from launch.agents.group import Group, Limits, Refused
 from launch.agents.messages import Connection, ConnectionLost, Message
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from util.config import Config
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("launch", "trainers", "evaluators", "diffusion", "models", "util")
@@ -19,9 +18,13 @@ OF_ONE_NODE = {
 LONGEST_VALUE = 200
 
 
-def fingerprint(config: Config) -> dict[str, str]:
-    """Everything that two nodes of one run have in common, by name, each value in a short written form."""
-    options = {name: value for name, value in config.flat().items() if name not in OF_ONE_NODE}
+def fingerprint(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that two nodes of one run have in common, by name, each value in a short written form.
+
+    Args:
+        settings: the value of every option by its flag.
+    """
+    options = {name: value for name, value in settings.items() if name not in OF_ONE_NODE}
     return {f"--{name}": _short(value) for name, value in options.items()} | code_versions()
 
 

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launch.agents.addresses import LOOPBACK, interface_of, listen, reachable_address
+from launch.addresses import LOOPBACK, interface_of, listen, reachable_address
 from launch.agents.coordinator import BEAT_SECONDS, PAUSE_SECONDS, Coordinator
 from launch.agents.group import Limits
 from launch.agents.messages import Connection, ConnectionLost, Message
 from launch.options import LaunchOptions
 from launch.places.topology import Topology
-from util.config import Config
 from util.errors import Preempted, RunFailed, UsageError
 
 CONNECT_SECONDS = 2.0
@@ -30,7 +29,7 @@ class Membership:
 
     Args:
         topology: of the run.
-        config: for the time-outs.
+        options: for the time-outs.
         fingerprint: what has to be the same on all nodes.
         stop_requested: polled while waiting for agent 0.
 
@@ -41,10 +40,14 @@ class Membership:
     """
 
     def __init__(
-        self, topology: Topology, config: Config, fingerprint: dict[str, str], stop_requested: Callable[[], bool]
+        self,
+        topology: Topology,
+        options: LaunchOptions,
+        fingerprint: dict[str, str],
+        stop_requested: Callable[[], bool],
     ) -> None:
         self.topology = topology
-        self.options = config[LaunchOptions]
+        self.options = options
         self.coordinator: Coordinator | None = None
         self._stop_requested = stop_requested
         self._registration = {
@@ -117,21 +120,20 @@ class Membership:
             except OSError as error:
                 raise self._cannot_listen(error) from None
         own, other = (Connection(end) for end in socket.socketpair())
-        # Under Slurm the master's name may stand for another address here than elsewhere.
-        address = "" if topology.source == "Slurm" else topology.master_address
         port = topology.master_ports[0] if topology.n_agents == 1 else 0
         limits = Limits(options.rendezvous_timeout, options.node_timeout, options.max_restarts)
-        self.coordinator = Coordinator(topology.n_agents, topology.run_id, limits, listener, other, (address, port))
+        self.coordinator = Coordinator(
+            topology.n_agents, topology.run_id, limits, listener, other, (topology.listen_address, port)
+        )
         self.coordinator.start()
         own.send("register", **self._registration)
         return own
 
     def _listen(self) -> socket.socket:
-        address = "" if self.topology.source == "Slurm" else self.topology.master_address
         error = OSError()
         for port in self.topology.master_ports:
             try:
-                return listen(address, port)
+                return listen(self.topology.listen_address, port)
             except OSError as problem:
                 error = problem
         raise error

@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.agents.agent import Agent
-from launch.agents.beat import live_with_agent
+from launch.command import Command, resolve
 from launch.options import LaunchOptions
-from launch.places.topology import find_topology, rank_place
-from main import parse_config
-from util.config import Config
+from launch.start import become_rank
+from util.data.options import DataOptions
 from util.errors import RunFailed, UsageError
 from util.run_options import RunOptions
 
@@ -32,32 +32,26 @@ def run_doctor(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: bad arguments.
     """
-    config = parse_config(arguments)
-    if not config[RunOptions].workdir:
+    command = resolve(arguments)
+    options, run = command[LaunchOptions], command[RunOptions]
+    if not run.workdir:
         raise UsageError("--workdir is missing: give the folder that the run is to have")
-    launch, run = config[LaunchOptions], config[RunOptions]
-    config = config.with_values(
-        collective_timeout=min(TIMEOUT_SECONDS, launch.collective_timeout),
-        # A run may be at work in its folder: logs and reports of the doctor go below it.
-        workdir=f"{run.workdir}/doctor",
-        mode="train",
-    )
-    place = rank_place(config[LaunchOptions])
-    if place is None:
-        command = [sys.executable, "-m", "launch", "doctor", *arguments]
-        return Agent(command, find_topology(config[LaunchOptions]), config).run()
-    live_with_agent(config[LaunchOptions].rank_timeout)
+    options = replace(options, collective_timeout=min(TIMEOUT_SECONDS, options.collective_timeout))
+    # A run may be at work in its folder: logs and reports of the doctor go below it.
+    run = replace(run, workdir=f"{run.workdir}/doctor", mode="train")
+    place = become_rank([sys.executable, "-m", "launch", "doctor", *arguments], options, run, command.settings)
     from launch.worker import run_rank
 
     began = time.perf_counter()
-    return run_rank(config, place, lambda config, distributed, _: examine(config, distributed, began))
+    return run_rank(options, place, lambda distributed, _: examine(command, run.folder, distributed, began))
 
 
-def examine(config: Config, distributed: Distributed, began: float) -> None:
+def examine(command: Command, folder: Path, distributed: Distributed, began: float) -> None:
     """All checks, as one rank of the group; rank 0 prints the table.
 
     Args:
-        config: its workdir is the doctor's own folder below the run's.
+        command: of the run.
+        folder: the doctor's own, below the run's.
         distributed: the group, which has met already.
         began: ``time.perf_counter()`` before it met.
 
@@ -67,7 +61,6 @@ def examine(config: Config, distributed: Distributed, began: float) -> None:
     from launch.checks import machine as checks
 
     joined = time.perf_counter() - began
-    workdir = config[RunOptions].folder
     findings = [
         checks.check_group(distributed, joined),
         checks.check_devices(distributed),
@@ -75,10 +68,10 @@ def examine(config: Config, distributed: Distributed, began: float) -> None:
         checks.check_names(distributed),
         checks.check_ports(distributed),
         *checks.check_all_reduce(distributed),
-        checks.check_shared_folder(distributed, workdir / "shared"),
-        checks.check_disk(distributed, workdir.parent),
+        checks.check_shared_folder(distributed, folder / "shared"),
+        checks.check_disk(distributed, folder.parent),
         checks.check_clocks(distributed),
-        checks.check_data(distributed, config),
+        checks.check_data(distributed, command[DataOptions], command[RunOptions]),
     ]
     faults = [finding.check for finding in findings if finding.verdict == checks.FAULT]
     warnings = [finding.check for finding in findings if finding.verdict == checks.WARNING]

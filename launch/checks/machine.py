@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from launch.agents.fingerprint import code_versions
-from util.config import Config
 from util.data.dataset import open_dataset, prepare_dataset
 from util.data.options import DataOptions
 from util.distributed import Distributed
@@ -253,10 +252,8 @@ def check_clocks(distributed: Distributed) -> Finding:
     return Finding("clocks", verdict, f"at most {skew:.3f} s apart")
 
 
-def check_data(distributed: Distributed, config: Config) -> Finding:
+def check_data(distributed: Distributed, data: DataOptions, run: RunOptions) -> Finding:
     """The data set opens on every node, and its first items are the same on all of them."""
-
-    run, data = config[RunOptions], config[DataOptions]
 
     def look() -> tuple[str, str, float]:
         begin = time.perf_counter()

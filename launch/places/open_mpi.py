@@ -1,4 +1,4 @@
-"""Processes started by mpirun agree on where they meet, through mpi4py, before any of them starts a rank."""
+"""A process that mpirun started: by mpi4py it agrees with the others on where they meet, before there are ranks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from launch.agents.addresses import LOOPBACK, listen, reachable_address
+from launch.addresses import LOOPBACK, listen, reachable_address
 from launch.options import LaunchOptions
+from launch.places import flags
+from launch.places.topology import Topology, agree, number, one_for_each_node, ranks_of_node
 from util.errors import EXIT_FAILED, UsageError
 
-VARIABLES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "PRRTE_")
+VARIABLES = ("OMPI_COMM_WORLD_RANK",)
+PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "PRRTE_")
 """How names of variables begin that make a process one of mpirun's."""
 
 
@@ -40,7 +43,54 @@ class Shared:
     listener: socket.socket | None
 
 
-def agree(options: LaunchOptions) -> Shared:
+def find(options: LaunchOptions, environment: Mapping[str, str]) -> Topology:
+    """The agent of this process. Every process of the mpirun has to call it.
+
+    Raises:
+        UsageError: the flags say something else, or as ``meet``.
+    """
+    rank, size, local_rank, local_size = (
+        number(
+            environment,
+            f"OMPI_COMM_WORLD_{name}",
+            "start main.py with mpirun itself, or give --n_nodes, --node_rank and --master_address in a clean "
+            "environment",
+        )
+        for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    )
+    if flags.name_every_node(options):
+        one_for_each_node("mpirun", local_size)
+        if size > 1:  # one mpirun on each node is as good as one ssh
+            agree("--n_nodes", options.n_nodes, f"mpirun started {size} nodes", size)
+        return flags.find(options, environment)
+    shared = meet(options)
+    agree("--n_nodes", options.n_nodes, f"mpirun started {shared.n_nodes} nodes", shared.n_nodes)
+    if options.node_rank >= 0 and not shared.one_rank_each:
+        agree("--node_rank", options.node_rank, f"mpirun made this node {shared.node_rank}", shared.node_rank, least=0)
+    if shared.one_rank_each:
+        started = f"mpirun started {local_size} processes on this node"
+        agree("--n_gpus_per_node", options.n_gpus_per_node, started, local_size)
+    elif hasattr(os, "sched_setaffinity"):
+        # mpirun binds a process to one core or socket, which all ranks and data loaders of the node would inherit.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    n_ranks = 1 if shared.one_rank_each else ranks_of_node(options)
+    return Topology(
+        n_agents=size,
+        agent_rank=rank,
+        node_rank=shared.node_rank,
+        n_ranks=n_ranks,
+        first_local_rank=local_rank if shared.one_rank_each else 0,
+        local_world_size=local_size if shared.one_rank_each else n_ranks,
+        master_address=shared.master_address,
+        master_ports=(shared.master_port,),
+        listen_address=shared.master_address,
+        run_id=shared.run_id,
+        listener=shared.listener,
+        impatient=True,
+    )
+
+
+def meet(options: LaunchOptions) -> Shared:
     """Called by every process of an mpirun; MPI is started and ended in it, so what follows knows nothing of it.
 
     Args:
@@ -93,7 +143,7 @@ def agree(options: LaunchOptions) -> Shared:
 
 def without_mpi(environment: dict[str, str]) -> dict[str, str]:
     """The environment for a process that must not take itself for one of mpirun's."""
-    return {name: value for name, value in environment.items() if not name.startswith(VARIABLES)}
+    return {name: value for name, value in environment.items() if not name.startswith(PREFIXES)}
 
 
 @contextlib.contextmanager

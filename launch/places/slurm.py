@@ -1,4 +1,4 @@
-"""What srun tells a task about itself and the others, in its environment."""
+"""A task that srun started: its environment tells it of itself and the others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launch.options import LaunchOptions
+from launch.places import flags
+from launch.places.topology import Topology, agree, number, one_for_each_node, ranks_of_node
 from util.errors import UsageError
 
+# A batch script has SLURM_PROCID too, but only srun starts it on every node.
+VARIABLES = ("SLURM_STEP_ID", "SLURM_PROCID")
 FIRST_PORT = 20_000
 N_PORTS = 10_000
 """Below the range from which systems give ports to outgoing connections."""
@@ -59,13 +64,47 @@ class SlurmPlace:
             return node_address(self.first_node)
 
 
+def find(options: LaunchOptions, environment: Mapping[str, str]) -> Topology:
+    """The agent of this task.
+
+    Raises:
+        UsageError: the flags say something else, or the environment is not of the known form.
+    """
+    place = slurm_place(environment)
+    if place.n_tasks == 1:
+        return flags.find(options, environment)
+    agree("--n_nodes", options.n_nodes, f"srun started {place.n_nodes} nodes", place.n_nodes)
+    if flags.name_every_node(options):
+        one_for_each_node("srun", place.tasks_on_node)
+        return flags.find(options, environment)
+    agree("--node_rank", options.node_rank, f"srun made this node {place.node_rank}", place.node_rank, least=0)
+    if place.one_rank_each:
+        started = f"srun started {place.tasks_on_node} tasks on this node"
+        agree("--n_gpus_per_node", options.n_gpus_per_node, started, place.tasks_on_node)
+    n_ranks = 1 if place.one_rank_each else ranks_of_node(options)
+    return Topology(
+        n_agents=place.n_tasks,
+        agent_rank=place.task,
+        node_rank=place.node_rank,
+        n_ranks=n_ranks,
+        first_local_rank=place.local_task if place.one_rank_each else 0,
+        local_world_size=place.tasks_on_node if place.one_rank_each else n_ranks,
+        master_address=options.master_address or place.master_address(),
+        master_ports=(options.master_port,) if options.master_port else place.ports(),
+        listen_address="",  # the master's name may stand for another address here than elsewhere
+        run_id=place.run_id,
+    )
+
+
 def slurm_place(environment: Mapping[str, str]) -> SlurmPlace:
     """This task's place.
 
     Raises:
         UsageError: a variable is missing or is not of the known form.
     """
-    task, local_task, node_rank = (_number(environment, f"SLURM_{name}") for name in ("PROCID", "LOCALID", "NODEID"))
+    task, local_task, node_rank = (
+        number(environment, f"SLURM_{name}", "run main.py by srun") for name in ("PROCID", "LOCALID", "NODEID")
+    )
     nodes = expand_nodes(_text(environment, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))
     tasks = expand_tasks(_text(environment, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if len(tasks) != len(nodes) or not 0 <= node_rank < len(nodes):
@@ -109,8 +148,8 @@ def _expand_brackets(part: str, text: str) -> list[str]:
         if match is None:
             raise UsageError(f"node list '{text}': '{item}' is not a number or a range; run main.py by srun")
         first, last = match[1], match[2] or match[1]
-        for number in range(int(first), int(last) + 1):
-            names += [f"{before}{number:0{len(first)}d}{tail}" for tail in _expand_brackets(after, text)]
+        for count in range(int(first), int(last) + 1):
+            names += [f"{before}{count:0{len(first)}d}{tail}" for tail in _expand_brackets(after, text)]
     return names
 
 
@@ -159,9 +198,3 @@ def _text(environment: Mapping[str, str], *names: str) -> str:
             return environment[name]
     raise UsageError(f"{names[0]} is not in the environment of this Slurm step; run main.py by srun")
 
-
-def _number(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(_text(environment, name))
-    except ValueError:
-        raise UsageError(f"{name}={environment[name]}: a number expected; run main.py by srun") from None

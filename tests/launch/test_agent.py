@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.agents.restart import after_restart
+from launch.agents.restart import OF_RESTART, is_restart
 from tests.configuration import configured
 from tests.system.command import ranks_of, snapshot, start, wait_until
 from util.run_file import read_run_file
@@ -97,9 +97,8 @@ def test_a_pause_of_the_whole_machine_is_no_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SCOREFLEET_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
 def test_restarts_never_delete_nor_go_back(name: str) -> None:
-    config = configured(overwrite=True, checkpoint="checkpoint_10.pth")
-    assert after_restart(config, {}) is config
-    assert after_restart(config, {name: "0"}) is config
-    again = after_restart(config, {name: "2"})
+    assert not is_restart({})
+    assert not is_restart({name: "0"})
+    assert is_restart({name: "2"})
+    again = configured(overwrite=True, checkpoint="checkpoint_10.pth").with_values(**OF_RESTART)
     assert (again[RunOptions].overwrite, again[RunOptions].checkpoint) == (False, "")
-    assert config[RunOptions].overwrite

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launch.agents.addresses import LOOPBACK, interface_of, listen, reachable_address
+from launch.addresses import LOOPBACK, interface_of, listen, reachable_address
 from launch.agents.coordinator import Coordinator
 from launch.agents.group import Limits
 from launch.agents.messages import MAXIMUM_LINE, Connection, ConnectionLost, Message

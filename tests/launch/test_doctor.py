@@ -68,7 +68,7 @@ def test_nodes_with_different_code_and_folders_of_their_own(tmp_path: Path) -> N
     """Two nodes whose file systems and checkouts differ, as they do when a folder is not shared."""
     other = tmp_path / "other"
     other.mkdir()
-    for name in ("configs", "diffusion", "evaluators", "launch", "models", "trainers"):
+    for name in ("configs", "diffusion", "evaluators", "launch", "main.py", "models", "trainers"):
         (other / name).symlink_to(ROOT / name)
     subprocess.run(["cp", "-r", str(ROOT / "util"), str(other / "util")], check=True)
     (other / "util" / "changed.py").write_text("")

@@ -210,8 +210,8 @@ def test_a_late_agent_does_not_disturb_a_run(running: Cluster) -> None:
 
 def test_fingerprints_name_what_differs() -> None:
     config = configured()
-    first = fingerprint(config)
-    assert difference(first, "a", fingerprint(configured()), "b") == ""
+    first = fingerprint(config.flat())
+    assert difference(first, "a", fingerprint(configured().flat()), "b") == ""
     config = config.with_values(seed=9, node_rank=3, data_location="/scratch")
-    assert difference(first, "a", fingerprint(config), "b") == "--seed is 0 on a and 9 on b"
+    assert difference(first, "a", fingerprint(config.flat()), "b") == "--seed is 0 on a and 9 on b"
     assert code_versions().items() <= first.items()

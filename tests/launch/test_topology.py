@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch.options import LaunchOptions
+from launch.places import find_place
 from launch.places.slurm import expand_nodes, expand_tasks, slurm_place
-from launch.places.topology import Topology, find_topology, rank_place
+from launch.places.topology import RankPlace, Topology
 from util.errors import UsageError
 
 OPTIONS = LaunchOptions(device="cpu")
@@ -41,14 +42,20 @@ OPEN_MPI = {
 }
 
 
+def found_topology(options: LaunchOptions, environment: dict[str, str]) -> Topology:
+    place = find_place(options, environment)
+    assert isinstance(place, Topology)
+    return place
+
+
 def test_one_machine() -> None:
-    assert find_topology(OPTIONS, {}) == Topology()
-    assert find_topology(replace(OPTIONS, n_gpus_per_node=3), {}) == Topology(n_ranks=3, local_world_size=3)
+    assert found_topology(OPTIONS, {}) == Topology()
+    assert found_topology(replace(OPTIONS, n_gpus_per_node=3), {}) == Topology(n_ranks=3, local_world_size=3)
 
 
 def test_flags() -> None:
     options = replace(OPTIONS, n_nodes=2, node_rank=1, master_address="10.0.0.1", n_gpus_per_node=4)
-    found = find_topology(options, {})
+    found = found_topology(options, {})
     assert (found.n_agents, found.agent_rank, found.node_rank) == (2, 1, 1)
     assert (found.n_ranks, found.first_local_rank, found.local_world_size) == (4, 0, 4)
     assert (found.master_address, found.master_ports) == ("10.0.0.1", (29417,))
@@ -66,29 +73,28 @@ def test_flags() -> None:
 )
 def test_flags_that_do_not_fit(flags: dict[str, int], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        find_topology(replace(OPTIONS, **flags), {})
+        found_topology(replace(OPTIONS, **flags), {})
 
 
 def test_torchrun_made_this_process_a_rank_even_inside_srun() -> None:
-    assert rank_place(OPTIONS, {}) is None
-    place = rank_place(OPTIONS, {**SLURM, **TORCHRUN})
-    assert place is not None
+    place = find_place(OPTIONS, {**SLURM, **TORCHRUN})
+    assert isinstance(place, RankPlace)
     assert (place.rank, place.local_rank, place.world_size, place.local_world_size) == (5, 1, 8, 4)
     with pytest.raises(UsageError, match="--n_nodes 3, but torchrun started 2 nodes"):
-        rank_place(replace(OPTIONS, n_nodes=3), TORCHRUN)
+        find_place(replace(OPTIONS, n_nodes=3), TORCHRUN)
     with pytest.raises(UsageError, match="--n_gpus_per_node 8, but torchrun started 4"):
-        rank_place(replace(OPTIONS, n_gpus_per_node=8), TORCHRUN)
+        find_place(replace(OPTIONS, n_gpus_per_node=8), TORCHRUN)
     with pytest.raises(UsageError, match=r"LOCAL_RANK=\(unset\)"):
-        rank_place(OPTIONS, {"RANK": "0", "WORLD_SIZE": "2"})
+        find_place(OPTIONS, {"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_flags_inside_mpirun_need_no_mpi() -> None:
     options = replace(OPTIONS, n_nodes=2, node_rank=1, master_address="10.0.0.1")
-    assert find_topology(options, OPEN_MPI) == find_topology(options, {})
+    assert found_topology(options, OPEN_MPI) == found_topology(options, {})
     with pytest.raises(UsageError, match="--n_nodes 3, but mpirun started 2 nodes"):
-        find_topology(replace(options, n_nodes=3), OPEN_MPI)
+        found_topology(replace(options, n_nodes=3), OPEN_MPI)
     with pytest.raises(UsageError, match="mpirun started 8 on this one"):
-        find_topology(options, {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "8", "OMPI_COMM_WORLD_SIZE": "16"})
+        found_topology(options, {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "8", "OMPI_COMM_WORLD_SIZE": "16"})
 
 
 def test_mpirun_without_mpi4py_says_what_to_do(tmp_path: Path) -> None:
@@ -105,7 +111,7 @@ def test_mpirun_without_mpi4py_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_slurm_one_task_for_each_node() -> None:
-    found = find_topology(replace(OPTIONS, n_gpus_per_node=4), SLURM)
+    found = found_topology(replace(OPTIONS, n_gpus_per_node=4), SLURM)
     assert (found.n_agents, found.agent_rank, found.node_rank, found.n_ranks) == (3, 1, 1, 4)
     assert (found.local_world_size, found.master_address) == (4, "localhost")
     assert found.run_id == "slurm 71.0.0"
@@ -113,26 +119,26 @@ def test_slurm_one_task_for_each_node() -> None:
 
 def test_slurm_one_task_for_each_rank() -> None:
     tasks = {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_PROCID": "11", "SLURM_LOCALID": "3"}
-    found = find_topology(OPTIONS, tasks)
+    found = found_topology(OPTIONS, tasks)
     assert (found.n_agents, found.agent_rank, found.node_rank) == (20, 11, 1)
     assert (found.n_ranks, found.first_local_rank, found.local_world_size) == (1, 3, 8)
     assert found.one_rank_each
     with pytest.raises(UsageError, match="--n_gpus_per_node 4, but srun started 8 tasks on this node"):
-        find_topology(replace(OPTIONS, n_gpus_per_node=4), tasks)
+        found_topology(replace(OPTIONS, n_gpus_per_node=4), tasks)
 
 
 def test_slurm_against_flags() -> None:
     with pytest.raises(UsageError, match="--n_nodes 2, but srun started 3 nodes"):
-        find_topology(replace(OPTIONS, n_nodes=2), SLURM)
+        found_topology(replace(OPTIONS, n_nodes=2), SLURM)
     with pytest.raises(UsageError, match="--node_rank 0, but srun made this node 1"):
-        find_topology(replace(OPTIONS, node_rank=0), SLURM)
+        found_topology(replace(OPTIONS, node_rank=0), SLURM)
 
 
 def test_slurm_batch_script_and_single_task_are_one_machine() -> None:
     batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
-    assert find_topology(OPTIONS, batch) == Topology()
+    assert found_topology(OPTIONS, batch) == Topology()
     single = {**SLURM, "SLURM_STEP_NODELIST": "a", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0"}
-    assert find_topology(OPTIONS, {**single, "SLURM_PROCID": "0"}) == Topology()
+    assert found_topology(OPTIONS, {**single, "SLURM_PROCID": "0"}) == Topology()
 
 
 def test_slurm_ports_are_shared_by_tasks_and_not_by_restarts() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.agents.addresses import LOOPBACK, listen
+from launch.addresses import LOOPBACK, listen
 from tests.system.command import LAUNCHER_VARIABLES, ROOT, arguments, run, state_differences, wait_until
 from util.run_file import read_run_file
 

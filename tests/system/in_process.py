@@ -10,7 +10,8 @@ import pytest
 
 from evaluators.run import PeriodicEvaluation, evaluate
 from launch.options import LaunchOptions
-from launch.places.topology import RankPlace, find_topology
+from launch.places import find_place
+from launch.places.topology import RankPlace
 from launch.worker import choose_device
 from main import parse_config
 from tests.system.command import arguments
@@ -30,7 +31,7 @@ class NeverStopped(StopRequest):
 def run_here(workdir: Path, **options: Any) -> None:
     """Run to the end; the options are those of ``tests.system.command.run``."""
     config = parse_config(arguments(workdir, **options)[2:])
-    find_topology(config[LaunchOptions])
+    find_place(config[LaunchOptions])
     device = choose_device(config[LaunchOptions].device, RankPlace(0, 0, 1, 1))
     work = partial(train, PeriodicEvaluation) if config[RunOptions].trains else partial(evaluate, load_model)
     work(config, Distributed(device=device), NeverStopped())

@@ -1,0 +1,39 @@
+"""What every command that runs on ranks begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.agents.agent import Agent
+from launch.agents.beat import live_with_agent
+from launch.agents.fingerprint import fingerprint
+from launch.options import LaunchOptions
+from launch.places import find_place
+from launch.places.topology import RankPlace, Topology
+from util.run_options import RunOptions
+
+
+def become_rank(
+    command: Sequence[str], options: LaunchOptions, run: RunOptions, settings: Mapping[str, Any]
+) -> RankPlace:
+    """The place of this process among the ranks of the run.
+
+    A process that no launcher has made a rank is an agent: it starts ranks, watches over them until they have ended,
+    and leaves with the exit code of the run. No torch is imported on this way, which can take long on a shared disk.
+
+    Args:
+        command: of this process, for the ranks.
+        options: of processes, devices and waiting.
+        run: what the command does, and in which folder.
+        settings: the value of every option by its flag; they have to be the same on all nodes.
+
+    Raises:
+        UsageError: environment, flags and folder do not fit together.
+        SystemExit: the agent has done its work.
+    """
+    place = find_place(options)
+    if isinstance(place, Topology):
+        raise SystemExit(Agent(command, place, options, run, fingerprint(settings)).run())
+    live_with_agent(options.rank_timeout)
+    return place
