@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.continuous.likelihood import OdeLogLikelihood
-from diffusion.continuous.process import Process
-
 
 @dataclass(frozen=True)
 class PixelScale:
@@ -60,24 +57,6 @@ def gaussian_entropy(variance: float, n_dimensions: int) -> float:
     return 0.5 * n_dimensions * (1 + math.log(2 * math.pi * variance))
 
 
-def negative_log_likelihood_terms(process: Process, likelihood: OdeLogLikelihood) -> dict[str, torch.Tensor]:
-    """What adds up to -log p(x), in nats, each float64 (B,).
-
-    For a process with a velocity the sum is an upper bound: -log p(x) <= -log p(x, v) - H(v), averaged over
-        the
-    velocity drawn at t = 0 (Dockhorn et al., arXiv 2112.07068, Appendix B).
-
-    Returns:
-        "prior_x" (and "prior_v"), "divergence" and, with a velocity, "velocity_entropy".
-    """
-    terms = {f"prior_{name}": -density for name, density in likelihood.prior.items()}
-    terms["divergence"] = -likelihood.divergence
-    if process.velocity_variance is not None:
-        entropy = gaussian_entropy(process.velocity_variance, likelihood.final_state[0].numel() // 2)
-        terms["velocity_entropy"] = torch.full_like(likelihood.divergence, -entropy)
-    return terms
-
-
 def in_bits_per_dimension(
     terms: dict[str, torch.Tensor], n_dimensions: int, scale: PixelScale | None
 ) -> dict[str, torch.Tensor]:
@@ -94,11 +73,3 @@ def in_bits_per_dimension(
         return converted
     scaling = torch.full_like(next(iter(terms.values())), scale.offset)
     return {**converted, "scaling": scaling}
-
-
-def probabilities_in_bits_per_dimension(terms: dict[str, torch.Tensor], n_dimensions: int) -> dict[str, torch.Tensor]:
-    """Terms of the negative log-probability of grey levels, each float64 (B,) in nats, in bits/dim.
-
-    Unlike a density in data space, a probability does not change with the unit of length.
-    """
-    return {name: values / (n_dimensions * math.log(2)) for name, values in terms.items()}

@@ -9,13 +9,13 @@ import torch
 
 
 def importance_weighted_terms(
-    draws: Sequence[dict[str, torch.Tensor]], *, published_behaviour: bool = False
+    draws: Sequence[dict[str, torch.Tensor]], *, of_the_sum: bool = False
 ) -> dict[str, torch.Tensor]:
     """-log of the mean weight of K independent draws (Burda et al., arXiv 1509.00519).
 
     Args:
         draws: the terms of each draw, whose sum is -log weight.
-        published_behaviour: the sum of the weights instead of their mean, so the result is log K too small.
+        of_the_sum: take the sum of the weights instead of their mean, which makes the result log K too small.
 
     Returns:
         The mean over draws of each term, and with more than one draw "importance_sampling", which is what the result
@@ -26,6 +26,6 @@ def importance_weighted_terms(
         return means
     negative_log_weights = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
     total = -torch.logsumexp(-negative_log_weights, dim=0)
-    if not published_behaviour:
+    if not of_the_sum:
         total = total + math.log(len(draws))
     return {**means, "importance_sampling": total - negative_log_weights.mean(0)}

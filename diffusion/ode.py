@@ -1,6 +1,7 @@
 """Initial value problems, with the number of right-hand-side evaluations (NFE)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,25 +17,39 @@ FIXED_STEP_SOLVERS = ("euler", "midpoint", "rk4")
 State = tuple[torch.Tensor, ...]
 
 
-def check_solver(solver: str, n_steps: int | None) -> None:
-    """Whether ``solve`` can run with these.
+@dataclass(frozen=True)
+class Solver:
+    """How an initial value problem is solved.
+
+    Attributes:
+        name: "RK45" (also "scipy_solver"): SciPy's Dormand-Prince 5(4) on the host, with right-hand sides on the
+            device; ADAPTIVE_SOLVERS and FIXED_STEP_SOLVERS otherwise run on the device.
+        rtol, atol: tolerances of an adaptive solver.
+        n_steps: number of equal steps, for a solver with fixed steps only.
 
     Raises:
         UsageError: if there is no such solver, or it and a number of steps do not go together.
     """
-    if solver in ADAPTIVE_SOLVERS:
-        if n_steps is not None:
-            raise UsageError(
-                f"ODE solver {solver} chooses its own steps: leave out the number of steps ({n_steps})"
-            )
-    elif solver in FIXED_STEP_SOLVERS:
-        if n_steps is None or n_steps < 1:
-            raise UsageError(
-                f"ODE solver {solver} has fixed steps: give their number, at least 1 (it is {n_steps})"
-            )
-    else:
-        known = ", ".join(ADAPTIVE_SOLVERS + FIXED_STEP_SOLVERS)
-        raise UsageError(f"ODE solver {solver!r} is unknown: choose one of {known}")
+
+    name: str
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name in ADAPTIVE_SOLVERS:
+            if self.n_steps is not None:
+                raise UsageError(
+                    f"ODE solver {self.name} chooses its own steps: leave out the number of steps ({self.n_steps})"
+                )
+        elif self.name in FIXED_STEP_SOLVERS:
+            if self.n_steps is None or self.n_steps < 1:
+                raise UsageError(
+                    f"ODE solver {self.name} has fixed steps: give their number, at least 1 (it is {self.n_steps})"
+                )
+        else:
+            known = ", ".join(ADAPTIVE_SOLVERS + FIXED_STEP_SOLVERS)
+            raise UsageError(f"ODE solver {self.name!r} is unknown: choose one of {known}")
 
 
 @torch.no_grad()
@@ -43,11 +58,7 @@ def solve(
     state: State,
     start: float,
     end: float,
-    *,
-    solver: str,
-    rtol: float,
-    atol: float,
-    n_steps: int | None = None,
+    solver: Solver,
     on_evaluation: Callable[[int, float], None] | None = None,
 ) -> tuple[State, int]:
     """Integrate dy/dt = right_hand_side(t, y) from ``start`` to ``end``.
@@ -58,10 +69,7 @@ def solve(
     Args:
         right_hand_side: t float64 scalar and y to the derivative, a tuple shaped like y.
         state: y at ``start``, tensors on one device; integrated in float64.
-        solver: "RK45" (also "scipy_solver"): SciPy's Dormand-Prince 5(4) on the host, with right-hand sides
-            on the device; ADAPTIVE_SOLVERS and FIXED_STEP_SOLVERS otherwise run on the device.
-        rtol, atol: tolerances of an adaptive solver.
-        n_steps: number of equal steps, for a solver with fixed steps only.
+        solver: method, tolerances and steps.
         on_evaluation: called after each right-hand side with their number so far and the time; what it raises
             ends the integration.
 
@@ -69,10 +77,8 @@ def solve(
         y at ``end``, float64, and the number of right-hand sides evaluated.
 
     Raises:
-        UsageError: as check_solver.
         RunFailed: if a derivative is not finite or the step size underflows.
     """
-    check_solver(solver, n_steps)
     shapes = [part.shape for part in state]
     sizes = [part.numel() for part in state]
     n_evaluations = 0
@@ -86,8 +92,9 @@ def solve(
 
     def failure(reason: str) -> RunFailed:
         return RunFailed(
-            f"ODE solver {solver} failed between t = {start:g} and {end:g} after {n_evaluations} evaluations "
-            f"(rtol {rtol:g}, atol {atol:g}): {reason}; loosen the tolerances or check the network's weights"
+            f"ODE solver {solver.name} failed between t = {start:g} and {end:g} after {n_evaluations} evaluations "
+            f"(rtol {solver.rtol:g}, atol {solver.atol:g}): {reason}; loosen the tolerances or check the network's "
+            "weights"
         )
 
     def counted(t: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -104,17 +111,19 @@ def solve(
         return derivative
 
     initial = flatten(state)
-    if solver in _SCIPY_SOLVERS:
-        final = _solve_on_host(counted, initial, start, end, rtol, atol, failure)
+    if solver.name in _SCIPY_SOLVERS:
+        final = _solve_on_host(counted, initial, start, end, solver, failure)
     else:
         times = torch.tensor([start, end], dtype=torch.float64, device=initial.device)
-        grid = None if n_steps is None else torch.linspace(start, end, n_steps + 1, dtype=torch.float64)
+        grid = None if solver.n_steps is None else torch.linspace(start, end, solver.n_steps + 1, dtype=torch.float64)
         # An adaptive step would otherwise go past the end, where a process need not be defined.
         options: dict[str, object] = (
             {"step_t": times[1:]} if grid is None else {"grid_constructor": lambda *_: grid.to(times)}
         )
         try:
-            final = odeint(counted, initial, times, rtol=rtol, atol=atol, method=solver, options=options)[-1]
+            final = odeint(
+                counted, initial, times, rtol=solver.rtol, atol=solver.atol, method=solver.name, options=options
+            )[-1]
         except AssertionError as error:
             raise failure(str(error)) from error
     return unflatten(final), n_evaluations
@@ -125,8 +134,7 @@ def _solve_on_host(
     initial: torch.Tensor,
     start: float,
     end: float,
-    rtol: float,
-    atol: float,
+    solver: Solver,
     failure: Callable[[str], RunFailed],
 ) -> torch.Tensor:
     """SciPy's RK45 step by step, so that no path is stored and a failed step is noticed."""
@@ -136,7 +144,7 @@ def _solve_on_host(
         time = torch.tensor(t, dtype=torch.float64, device=device)
         return right_hand_side(time, torch.from_numpy(vector).to(device)).cpu().numpy()
 
-    stepper = RK45(on_host, start, initial.cpu().numpy(), end, rtol=rtol, atol=atol)
+    stepper = RK45(on_host, start, initial.cpu().numpy(), end, rtol=solver.rtol, atol=solver.atol)
     while stepper.status == "running":
         message = stepper.step()
     if stepper.status == "failed":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from diffusion.ode import check_solver
 from trainers.options import LikelihoodOptions, OdeSamplingOptions, TrainingOptions
+from trainers.score_model import likelihood_solver, sampling_solver
 from trainers.systems import find_system
 from util.config import Config
 from util.data.options import DataOptions
@@ -38,11 +38,10 @@ def _check_data(config: Config) -> None:
 
 def _check_solvers(config: Config) -> None:
     if config.reads(OdeSamplingOptions):
-        sampling = config[OdeSamplingOptions]
-        check_solver(sampling.sampling_solver, sampling.sampling_n_steps or None)
+        sampling_solver(config[OdeSamplingOptions])
     if config.reads(LikelihoodOptions):
         likelihood = config[LikelihoodOptions]
-        check_solver(likelihood.likelihood_solver, likelihood.likelihood_n_steps or None)
+        likelihood_solver(likelihood)
         if likelihood.likelihood_hutchinson_type == "exact" and config[DataOptions].is_image:
             raise UsageError("--likelihood_hutchinson_type exact is for points; use rademacher for images")
 

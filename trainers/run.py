@@ -219,7 +219,7 @@ def _batches(
         n_workers=data.n_workers,
         device=distributed.device,
         random_flip=data.random_flip,
-        published_behaviour=run.published_behaviour,
+        one_order=run.published_behaviour,
         **share,
     )
 

@@ -117,9 +117,14 @@ def make_parser(groups: Sequence[type], prog: str = "main.py") -> configargparse
             seen.add(option.flag)
             owner = option.declared_in
             if owner not in sections:
-                sections[owner] = parser.add_argument_group((owner.__doc__ or owner.__name__).strip().splitlines()[0])
+                sections[owner] = parser.add_argument_group(title_of(owner))
             sections[owner].add_argument(f"--{option.flag}", **_argument(option))
     return parser
+
+
+def title_of(group: type) -> str:
+    """The first line of what a dataclass says of itself."""
+    return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
 
 
 def _argument(option: Option) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Without the last two terms, the small-time offset, it is a bound for y(eps) in t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,7 +20,8 @@ from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.kernel import perturb
 from diffusion.continuous.losses import training_times
 from diffusion.continuous.prior import prior_log_density
-from diffusion.continuous.process import Process, ScoreFunction, apply, expand
+from diffusion.continuous.process import Process, ScoreFunction, apply
+from diffusion.tensors import expand
 
 FORMS = ("dsm", "ssm")
 
@@ -113,54 +115,65 @@ def small_time_offset(
     }
 
 
+@dataclass(frozen=True)
+class BoundEstimator:
+    """How the bound is estimated.
+
+    Attributes:
+        smallest_time: eps.
+        n_times: times at which the integrand is evaluated, for every sample its own.
+        form: "dsm", denoising score matching, or "ssm", sliced score matching; the expectation is the same.
+        offset: add the small-time offset.
+        stratified: draw time j of n from the j-th n-th of the distribution of times, rather than from all of it.
+        closed_forms: take prior and drift in closed form, rather than at random draws.
+        weighs_length: weight times that are drawn evenly by the length 1 - eps of their interval, rather than by 1.
+    """
+
+    smallest_time: float
+    n_times: int = 1
+    form: str = "dsm"
+    offset: bool = True
+    stratified: bool = True
+    closed_forms: bool = True
+    weighs_length: bool = True
+
+
 @torch.no_grad()
 def variational_bound(
     process: Process,
     score: ScoreFunction,
     x: torch.Tensor,
     draws: Draws,
-    *,
-    n_times: int,
-    smallest_time: float,
-    form: str,
+    estimator: BoundEstimator,
     importance: ClosedFormTimes | None,
-    offset: bool,
-    published_behaviour: bool = False,
     on_time: Callable[[int], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The bound, in its terms.
-
-    What has a closed form is not estimated: the prior term and the drift. Times are stratified: time j of n is drawn
-    from the j-th n-th of their distribution.
 
     Args:
         process: without velocity.
         score: of the model; differentiable in the state for the form "ssm".
         x: float (B, C, ...), data.
         draws: uniform numbers, normals and, for "ssm", signs, for each sample.
-        n_times: times at which the integrand is evaluated, for every sample its own.
-        smallest_time: eps.
-        form: "dsm", denoising score matching, or "ssm", sliced score matching; the expectation is the same.
-        importance: the density of times, with this ``smallest_time``; None draws them evenly.
-        offset: add the small-time offset.
-        published_behaviour: estimate the closed forms too, with independent times, and weight times that are drawn
-            evenly by 1 rather than by the length 1 - eps of their interval.
+        estimator: how; by default what has a closed form is not estimated, and times are stratified.
+        importance: the density of times, with the ``smallest_time`` of the estimator; None draws them evenly.
         on_time: called after each time with their number so far; what it raises ends the evaluation.
 
     Returns:
         Terms that add up to the bound in nats, float64 (B,) each: "prior"; "score_matching" and "drift", or "integral",
-        their sum, with ``published_behaviour``; with ``offset`` "reconstruction" and "small_time_entropy".
+        their sum, without ``closed_forms``; with ``offset`` "reconstruction" and "small_time_entropy".
     """
     shape = tuple(x.shape[1:])
     n_dimensions = x[0].numel()
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    n_times, smallest_time = estimator.n_times, estimator.smallest_time
     for index in range(n_times):
         uniform = draws.uniform(dtype=torch.float64)
-        if not published_behaviour:
+        if estimator.stratified:
             uniform = (index + uniform) / n_times
         t = training_times(uniform, smallest_time) if importance is None else importance.times(uniform)
         noise = draws.normal(*shape)
-        if form == "dsm":
+        if estimator.form == "dsm":
             difference, kernel_norm = denoising_norms(process, score, x, t, noise)
             value = difference - kernel_norm
         else:
@@ -168,18 +181,18 @@ def variational_bound(
             value = 2 * divergence + norm
         strength = process.diffusion_coefficient(t) ** 2
         value = strength * value
-        if published_behaviour:
+        if not estimator.closed_forms:
             value = value - 2 * drift_divergence(process, x, t)
         if importance is not None:
             value = value * importance.total * _coefficients(process, t)[1] ** 2 / strength
-        elif not published_behaviour:
+        elif estimator.weighs_length:
             value = value * (1 - smallest_time)
         total += value
         if on_time is not None:
             on_time(index + 1)
     integral = total / n_times / 2
 
-    if published_behaviour:
+    if not estimator.closed_forms:
         terms = {"prior": prior_cross_entropy(process, x, draws.normal(*shape)), "integral": integral}
     else:
         ends = torch.tensor([smallest_time, 1.0], dtype=torch.float64)
@@ -189,6 +202,6 @@ def variational_bound(
             "score_matching": integral,
             "drift": torch.full_like(integral, -n_dimensions * decay),
         }
-    if offset:
+    if estimator.offset:
         terms |= small_time_offset(process, score, x, draws.normal(*shape), smallest_time)
     return terms

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.process import apply, expand, split
+from diffusion.continuous.process import apply, split
+from diffusion.tensors import expand
 from util.errors import UsageError
 
 

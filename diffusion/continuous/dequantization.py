@@ -8,7 +8,14 @@ For grey levels k and noise u in (0, 1) from q(u | k), x being where k + u lies 
 
 import torch
 
-from diffusion.continuous.bound import Draws, denoising_norms, drift_divergence, prior_cross_entropy, small_time_offset
+from diffusion.continuous.bound import (
+    BoundEstimator,
+    Draws,
+    denoising_norms,
+    drift_divergence,
+    prior_cross_entropy,
+    small_time_offset,
+)
 from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.losses import training_times
 from diffusion.continuous.process import Process, ScoreFunction
@@ -20,11 +27,8 @@ def dequantization_bound(
     x: torch.Tensor,
     minus_log_q: torch.Tensor,
     draws: Draws,
-    *,
-    smallest_time: float,
+    estimator: BoundEstimator,
     importance: ClosedFormTimes | None,
-    offset: bool = True,
-    published_behaviour: bool = False,
 ) -> dict[str, torch.Tensor]:
     """An estimate of the bound at one time, differentiable in x and ``minus_log_q``.
 
@@ -34,18 +38,16 @@ def dequantization_bound(
         x: float (B, C, ...), dequantized data.
         minus_log_q: -log q(u | k) in nats, float64 (B,).
         draws: uniform numbers and normals for each sample.
-        smallest_time: eps.
-        importance: the density of times, with this ``smallest_time``; None draws them evenly.
-        offset: add what the bound lacks of the times below eps.
-        published_behaviour: estimate prior and drift at random draws too, the latter at a time of its own, and weight
-            what is drawn evenly by 1 rather than by the length 1 - eps of the interval.
+        estimator: how, at one time; without ``closed_forms`` the drift is estimated at a time of its own.
+        importance: the density of times, with the ``smallest_time`` of the estimator; None draws them evenly.
 
     Returns:
         Terms that add up to the bound in nats, float64 (B,) each: "prior", "score_matching", "drift", with ``offset``
         "reconstruction" and "small_time_entropy", and "dequantization".
     """
     shape = tuple(x.shape[1:])
-    length = 1.0 if published_behaviour else 1 - smallest_time
+    smallest_time = estimator.smallest_time
+    length = 1 - smallest_time if estimator.weighs_length else 1.0
     uniform = draws.uniform(dtype=torch.float64)
     t = training_times(uniform, smallest_time) if importance is None else importance.times(uniform)
     difference, kernel_norm = denoising_norms(process, score, x, t, draws.normal(*shape))
@@ -55,7 +57,7 @@ def dequantization_bound(
         weight = importance.total * process.kernel_factor(t)[..., 0, 0] ** 2
     score_matching = weight * (difference - kernel_norm) / 2
 
-    if published_behaviour:
+    if not estimator.closed_forms:
         prior = prior_cross_entropy(process, x, draws.normal(*shape))
         drift = -drift_divergence(process, x, training_times(draws.uniform(dtype=torch.float64), smallest_time))
     else:
@@ -64,6 +66,6 @@ def dequantization_bound(
         decay = process.transition(ends)[..., 0, 0].log().diff().item()
         drift = torch.full_like(prior, -x[0].numel() * decay)
     terms = {"prior": prior, "score_matching": score_matching, "drift": drift}
-    if offset:
+    if estimator.offset:
         terms |= small_time_offset(process, score, x, draws.normal(*shape), smallest_time)
     return {**terms, "dequantization": -minus_log_q}

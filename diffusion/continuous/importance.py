@@ -44,14 +44,14 @@ class ClosedFormTimes:
     Args:
         process: forward process.
         loss_eps: smallest time.
-        published_behaviour: invert by bisection as the public code does; for a process with ``linearised_start``,
-            whose cumulative weight is not monotone.
+        by_bisection: invert by bisection rather than in closed form; for a process with ``linearised_start``, whose
+            cumulative weight is not monotone.
     """
 
-    def __init__(self, process: WeightedProcess, loss_eps: float, *, published_behaviour: bool = False) -> None:
+    def __init__(self, process: WeightedProcess, loss_eps: float, *, by_bisection: bool = False) -> None:
         self.process = process
         self.loss_eps = loss_eps
-        self.published_behaviour = published_behaviour
+        self.by_bisection = by_bisection
         ends = process.cumulative_weight(torch.tensor([loss_eps, 1.0], dtype=torch.float64))
         self.start = ends[0].item()
         self.total = (ends[1] - ends[0]).item()
@@ -61,7 +61,7 @@ class ClosedFormTimes:
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Times float64 (B,) from uniform numbers in [0, 1)."""
         weight = self.start + uniform.double() * self.total
-        if not self.published_behaviour:
+        if not self.by_bisection:
             return self.process.time_of_cumulative_weight(weight)
         below, above = torch.full_like(weight, self.loss_eps), torch.ones_like(weight)
         for _ in range(N_BISECTIONS):

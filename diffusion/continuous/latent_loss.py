@@ -13,7 +13,8 @@ import torch
 
 from diffusion.continuous.importance import ClosedFormTimes, WeightedProcess
 from diffusion.continuous.prior import prior_log_density
-from diffusion.continuous.process import Process, ScoreFunction, expand
+from diffusion.continuous.process import Process, ScoreFunction
+from diffusion.tensors import expand
 from util.errors import UsageError
 
 LATENT_WEIGHTINGS = ("likelihood", "reweightedv2")
@@ -39,7 +40,7 @@ def weighted_times(
     *,
     weighting: str,
     importance_sampling: bool,
-    published_behaviour: bool = False,
+    weighs_length: bool = True,
 ) -> WeightedTimes:
     """Times on [smallest, 1] with the weights that make the loss an integral over them.
 
@@ -50,7 +51,7 @@ def weighted_times(
             constant, or "reweightedv2", the mean of |sigma s + e|^2 / 2 over uniform times.
         importance_sampling: draw times in proportion to g^2 / sigma^2, with the weight "likelihood" (whatever
             ``weighting``).
-        published_behaviour: leave out the length 1 - smallest of the interval for uniform times and "likelihood".
+        weighs_length: weight uniform times, for "likelihood", by the length 1 - smallest of their interval.
 
     Raises:
         UsageError: for an unknown weighting.
@@ -65,7 +66,7 @@ def weighted_times(
     if weighting == "reweightedv2":
         return WeightedTimes(t, torch.ones_like(t))
     _, sigma = signal_and_noise_scales(process, t)
-    length = 1.0 if published_behaviour else 1 - smallest
+    length = 1 - smallest if weighs_length else 1.0
     return WeightedTimes(t, length * (process.diffusion_coefficient(t) / sigma) ** 2)
 
 
@@ -109,8 +110,8 @@ def reconstruction_residual(
     Args:
         smallest: the time, in (0, 1).
         noise: e, standard normal, shape of z.
-        score_noise: evaluate the score at a point of this other noise, as the public code does; the expectation is then
-            too large by about |sigma s|^2.
+        score_noise: evaluate the score at a point of this other noise; the expectation is then too large by about
+            |sigma s|^2.
 
     Returns:
         Nats, float64 (B,).

@@ -7,19 +7,34 @@ INDM (Kim et al., arXiv 2205.13699) denoises in this way beside plain predictor-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 
+from diffusion.continuous.chain import DiscreteProcess
 from diffusion.continuous.predictor_corrector import States, langevin
-from diffusion.continuous.process import Process, ScoreFunction, expand
+from diffusion.continuous.process import Process, ScoreFunction
 from diffusion.continuous.reverse import probability_flow_drift
-from diffusion.continuous.ve import VarianceExploding
-from diffusion.continuous.vp import VariancePreserving
-from diffusion.ode import solve
+from diffusion.ode import Solver, solve
+from diffusion.tensors import expand
 
-LatentProcess = VarianceExploding | VariancePreserving
-OnStep = Callable[[float, torch.Tensor], None]
+
+class LatentProcess(DiscreteProcess, Protocol):
+    """A process of the data alone that can step between any two of its times."""
+
+    @property
+    def kernel_starts_noisy(self) -> bool:
+        """Whether the kernel of training begins with noise that the process itself does not add."""
+        ...
+
+    def interval(self, t: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Relative change of the mean and added variance from ``end`` to a later t, float64 (B,) each."""
+        ...
+
+
+OnPredictedStep = Callable[[float, torch.Tensor], None]
 """on_step(t, x): told each time and the state after the steps from it, without the predictor's noise."""
 
 
@@ -29,12 +44,7 @@ def _interval(process: LatentProcess, t: torch.Tensor, end: torch.Tensor) -> tup
     From times that are not positive the process is extended as though its noise grew at the rate that it has at t.
     """
     at_the_start = process.diffusion_coefficient(t) ** 2 * (t - end)
-    if isinstance(process, VarianceExploding):
-        variance = process.sigma(t) ** 2 - process.sigma(end) ** 2
-        growth = torch.zeros_like(t)
-    else:
-        variance = process.schedule.beta(t) * (t - end)
-        growth = -variance / (1 + (1 - variance).sqrt())
+    growth, variance = process.interval(t, end)
     before = end <= 0
     return torch.where(before, 0.0, growth), torch.where(before, at_the_start, variance)
 
@@ -76,9 +86,26 @@ def end_step(process: LatentProcess, score: ScoreFunction, x: torch.Tensor, time
     the variance-preserving one, as published, a step of the reverse-time equation to 0, the same in first order.
     """
     t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
-    if isinstance(process, VarianceExploding):
-        return x + expand(process.sigma(t) ** 2, x) * score(x, t)
+    if process.kernel_starts_noisy:
+        return x + expand(process.kernel_factor(t)[..., 0, 0] ** 2, x) * score(x, t)
     return reverse_step(process, score, x, t, torch.zeros_like(t), torch.zeros_like(x))[1]
+
+
+@dataclass(frozen=True)
+class DenoisedPredictorCorrector:
+    """Settings of ``denoised_predictor_corrector``.
+
+    Attributes:
+        snrs: signal-to-noise ratio of the Langevin step at each of the N times; N is at least 2.
+        sampling_eps: last time.
+        denoise_time: time that the denoising step goes to.
+        batch_step_sizes: as in ``langevin``.
+    """
+
+    snrs: Sequence[float]
+    sampling_eps: float
+    denoise_time: float
+    batch_step_sizes: bool = False
 
 
 @torch.no_grad()
@@ -86,43 +113,35 @@ def denoised_predictor_corrector(
     process: LatentProcess,
     score: ScoreFunction,
     state: torch.Tensor,
-    *,
-    n_steps: int,
-    snrs: Sequence[float],
-    sampling_eps: float,
-    denoise_time: float,
+    settings: DenoisedPredictorCorrector,
     normal: Callable[[], torch.Tensor],
-    published_behaviour: bool = False,
-    on_step: OnStep | None = None,
+    on_step: OnPredictedStep | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """A Langevin step at each of ``n_steps`` equidistant times from 1 to sampling_eps but the last, each followed by a
+    """A Langevin step at each of N equidistant times from 1 to sampling_eps but the last, each followed by a
     reverse step to the next time; then a denoising step from the last.
 
     Args:
         state: (B, C, ...), a draw of the prior.
-        n_steps: times, at least 2.
-        snrs: signal-to-noise ratio of the Langevin step at each time.
-        sampling_eps: last time.
-        denoise_time: time that the denoising step goes to.
+        settings: times and steps.
         normal: gives the next standard normals of the shape of the state, two at each time but the last.
-        published_behaviour: Langevin step sizes from the norms of the batch.
         on_step: called after each predictor step and after the denoising step.
 
     Returns:
         float64 state (B, C, ...) and the number of network evaluations.
     """
     x = mean = state.double()
-    times = torch.linspace(1, sampling_eps, n_steps, dtype=torch.float64, device=x.device)
-    for (time, next_time), snr in zip(pairwise(times), snrs, strict=False):
+    n_steps = len(settings.snrs)
+    times = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64, device=x.device)
+    for (time, next_time), snr in zip(pairwise(times), settings.snrs, strict=False):
         t, end = time.expand(len(x)), next_time.expand(len(x))
-        x, _ = langevin(process, score, x, t, [normal()], n_steps, snr, published_behaviour=published_behaviour)
+        x, _ = langevin(process, score, x, t, [normal()], n_steps, snr, settings.batch_step_sizes)
         x, mean = reverse_step(process, score, x, t, end, normal())
         if on_step is not None:
             on_step(time.item(), mean)
     t = times[-1].expand(len(x))
-    x = denoising_step(process, score, mean, t, torch.full_like(t, denoise_time))
+    x = denoising_step(process, score, mean, t, torch.full_like(t, settings.denoise_time))
     if on_step is not None:
-        on_step(sampling_eps, x)
+        on_step(settings.sampling_eps, x)
     return x, 2 * (n_steps - 1) + 1
 
 
@@ -132,17 +151,13 @@ def probability_flow_path(
     state: torch.Tensor,
     n_states: int,
     sampling_eps: float,
-    *,
-    solver: str,
-    rtol: float,
-    atol: float,
-    n_steps: int | None = None,
+    solver: Solver,
 ) -> list[torch.Tensor]:
     """States of the probability flow at ``n_states`` equidistant times from 1 to sampling_eps, both included.
 
     Args:
         state: (B, C, ...), a draw of the prior; the first of the result.
-        solver, rtol, atol, n_steps: as in diffusion.ode.solve, for each piece.
+        solver: as in diffusion.ode.solve, for each piece.
 
     Returns:
         float64 states.
@@ -155,8 +170,6 @@ def probability_flow_path(
     times = torch.linspace(0, 1 - sampling_eps, n_states, dtype=torch.float64).tolist()
     states = [state.double()]
     for start, end in pairwise(times):
-        (after,), _ = solve(
-            right_hand_side, (states[-1],), start, end, solver=solver, rtol=rtol, atol=atol, n_steps=n_steps
-        )
+        (after,), _ = solve(right_hand_side, (states[-1],), start, end, solver)
         states.append(after)
     return states

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from diffusion.bits import gaussian_entropy
 from diffusion.continuous.prior import prior_log_density
 from diffusion.continuous.process import Process, ScoreFunction
 from diffusion.continuous.reverse import probability_flow_drift
-from diffusion.ode import solve
+from diffusion.divergence import integrate_with_divergence
+from diffusion.ode import Solver
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,7 @@ def ode_log_likelihood(
     probe: torch.Tensor | None,
     *,
     start: float,
-    solver: str,
-    rtol: float,
-    atol: float,
-    n_steps: int | None = None,
-    published_behaviour: bool = False,
+    solver: Solver,
     on_evaluation: Callable[[int, float], None] | None = None,
 ) -> OdeLogLikelihood:
     """Integrate state and divergence from t = start to 1, the divergence by Hutchinson's estimator or exactly.
@@ -53,12 +51,9 @@ def ode_log_likelihood(
     Args:
         score: differentiable in the state; its parameters get no gradient.
         u0: (B, k C, ...), states at the start.
-        probe: shape of u0, random with mean zero and unit covariance (signs or standard normals), fixed for
-            the run; the estimate is unbiased over probes. None computes the divergence itself, at the cost of
-            one vector-Jacobian product for each number of a state.
+        probe: as in diffusion.divergence.integrate_with_divergence.
         start: smallest forward time.
-        solver, rtol, atol, n_steps, on_evaluation: as in diffusion.ode.solve; the time told is t.
-        published_behaviour: round ``start`` to float32.
+        solver, on_evaluation: as in diffusion.ode.solve; the time told is t.
 
     Raises:
         UsageError, RunFailed: as diffusion.ode.solve.
@@ -67,77 +62,24 @@ def ode_log_likelihood(
     def drift(u: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         return -probability_flow_drift(process, score(u, times), u, 1 - times)
 
-    if published_behaviour:
-        start = torch.tensor(start, dtype=torch.float32).item()
     final_state, divergence, n_evaluations = integrate_with_divergence(
-        drift, u0, probe, start, 1.0, solver=solver, rtol=rtol, atol=atol, n_steps=n_steps, on_evaluation=on_evaluation
+        drift, u0, probe, start, 1.0, solver, on_evaluation
     )
     return OdeLogLikelihood(final_state, divergence, prior_log_density(process, final_state), n_evaluations)
 
 
-def integrate_with_divergence(
-    drift: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    start_state: torch.Tensor,
-    probe: torch.Tensor | None,
-    start: float,
-    end: float,
-    *,
-    solver: str,
-    rtol: float,
-    atol: float,
-    n_steps: int | None = None,
-    on_evaluation: Callable[[int, float], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Integrate dx/dt = drift(x, t) together with its divergence.
+def negative_log_likelihood_terms(process: Process, likelihood: OdeLogLikelihood) -> dict[str, torch.Tensor]:
+    """What adds up to -log p(x), in nats, each float64 (B,).
 
-    Args:
-        drift: x float64 (B, ...) and t float64 (B,) to dx/dt, differentiable in x.
-        start_state: (B, ...), at ``start``.
-        probe, solver, rtol, atol, n_steps, on_evaluation: as in ode_log_likelihood.
-        start, end: times, start < end.
+    For a process with a velocity the sum is an upper bound: -log p(x) <= -log p(x, v) - H(v), averaged over the
+    velocity drawn at t = 0 (Dockhorn et al., arXiv 2112.07068, Appendix B).
 
     Returns:
-        The state at ``end``, float64; the integral of the divergence, float64 (B,), which is the log density at
-        ``start`` less that at ``end``; the number of right-hand sides evaluated.
-
-    Raises:
-        UsageError, RunFailed: as diffusion.ode.solve.
+        "prior_x" (and "prior_v"), "divergence" and, with a velocity, "velocity_entropy".
     """
-
-    def right_hand_side(t: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        with torch.enable_grad():
-            x = parts[0].detach().requires_grad_()
-            derivative = drift(x, t.expand(len(x)))
-            divergence = (
-                _exact_divergence(derivative, x) if probe is None else _estimate(derivative, x, probe.double())
-            )
-        return derivative.detach(), divergence
-
-    (final_state, divergence), n_evaluations = solve(
-        right_hand_side,
-        (start_state, torch.zeros(len(start_state), dtype=torch.float64, device=start_state.device)),
-        start,
-        end,
-        solver=solver,
-        rtol=rtol,
-        atol=atol,
-        n_steps=n_steps,
-        on_evaluation=on_evaluation,
-    )
-    return final_state, divergence, n_evaluations
-
-
-def _estimate(drift: torch.Tensor, u: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
-    """Hutchinson's estimate of the divergence, float64 (B,)."""
-    (product,) = torch.autograd.grad(drift, u, probe)
-    return (product * probe).flatten(1).sum(1)
-
-
-def _exact_divergence(drift: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The divergence, float64 (B,), one entry of a state at a time."""
-    entries = drift.flatten(1)
-    divergence = torch.zeros(len(u), dtype=torch.float64, device=u.device)
-    for index in range(entries.shape[1]):
-        (gradient,) = torch.autograd.grad(entries[:, index].sum(), u, retain_graph=True)
-        divergence += gradient.flatten(1)[:, index]
-    return divergence
+    terms = {f"prior_{name}": -density for name, density in likelihood.prior.items()}
+    terms["divergence"] = -likelihood.divergence
+    if process.velocity_variance is not None:
+        entropy = gaussian_entropy(process.velocity_variance, likelihood.final_state[0].numel() // 2)
+        terms["velocity_entropy"] = torch.full_like(likelihood.divergence, -entropy)
+    return terms

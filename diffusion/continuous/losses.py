@@ -4,7 +4,8 @@ import torch
 
 from diffusion.continuous.importance import TimeDensity
 from diffusion.continuous.kernel import loss_multiplier, noise_multiplier, perturb
-from diffusion.continuous.process import Process, ScoreFunction, expand, initial_state, split
+from diffusion.continuous.process import Process, ScoreFunction, initial_state, split
+from diffusion.tensors import expand
 from util.errors import UsageError
 
 WEIGHTINGS = ("likelihood", "reweightedv1", "reweightedv2")

@@ -8,11 +8,13 @@ return (x, mean), the state after the step and the same without the step's noise
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from diffusion.continuous.chain import DiscreteProcess
-from diffusion.continuous.process import ScoreFunction, drift, expand
+from diffusion.continuous.process import ScoreFunction, drift
+from diffusion.tensors import expand
 from util.errors import UsageError
 
 DENOISING_CHAIN = 1000
@@ -23,7 +25,7 @@ Predictor = Callable[[DiscreteProcess, ScoreFunction, torch.Tensor, torch.Tensor
 """predictor(process, score, x, t, noise, n_steps); noise is standard normal, shape of x."""
 
 
-def euler_maruyama(
+def euler_maruyama_step(
     process: DiscreteProcess,
     score: ScoreFunction,
     x: torch.Tensor,
@@ -37,7 +39,7 @@ def euler_maruyama(
     return mean + diffusion * math.sqrt(1 / n_steps) * noise, mean
 
 
-def reverse_diffusion(
+def reverse_diffusion_step(
     process: DiscreteProcess,
     score: ScoreFunction,
     x: torch.Tensor,
@@ -51,7 +53,7 @@ def reverse_diffusion(
     return mean + expand(step.noise, x) * noise, mean
 
 
-def probability_flow(
+def probability_flow_step(
     process: DiscreteProcess,
     score: ScoreFunction,
     x: torch.Tensor,
@@ -65,7 +67,7 @@ def probability_flow(
     return mean, mean
 
 
-def ancestral(
+def ancestral_step(
     process: DiscreteProcess,
     score: ScoreFunction,
     x: torch.Tensor,
@@ -80,10 +82,10 @@ def ancestral(
 
 
 PREDICTORS: dict[str, Predictor | None] = {
-    "reverse_diffusion": reverse_diffusion,
-    "euler_maruyama": euler_maruyama,
-    "ancestral_sampling": ancestral,
-    "probability_flow": probability_flow,
+    "reverse_diffusion": reverse_diffusion_step,
+    "euler_maruyama": euler_maruyama_step,
+    "ancestral_sampling": ancestral_step,
+    "probability_flow": probability_flow_step,
     "none": None,
 }
 
@@ -114,8 +116,7 @@ def langevin(
     noises: Sequence[torch.Tensor],
     n_steps: int,
     snr: float,
-    *,
-    published_behaviour: bool = False,
+    batch_step_sizes: bool = False,
 ) -> States:
     """Langevin steps whose sizes follow from the norms of score and noise (Appendix G).
 
@@ -123,13 +124,13 @@ def langevin(
         noises: standard normals of the shape of x, one for each step.
         n_steps: of the process's chain.
         snr: ratio of signal to noise.
-        published_behaviour: step sizes from the mean norms of the batch.
+        batch_step_sizes: step sizes from the mean norms of the batch; a sample then depends on those it is drawn with.
     """
     scale = process.discrete_step(t, n_steps).langevin_scale
     mean = x
     for noise in noises:
         gradient = score(x, t)
-        size = expand(langevin_step_sizes(scale, snr, gradient, noise, of_the_batch=published_behaviour), x)
+        size = expand(langevin_step_sizes(scale, snr, gradient, noise, of_the_batch=batch_step_sizes), x)
         mean = x + size * gradient
         x = mean + (2 * size).sqrt() * noise
     return x, mean
@@ -143,8 +144,7 @@ def annealed_langevin(
     noises: Sequence[torch.Tensor],
     n_steps: int,
     snr: float,
-    *,
-    published_behaviour: bool = False,  # noqa: ARG001
+    batch_step_sizes: bool = False,  # noqa: ARG001
 ) -> States:
     """Langevin steps of the size 2 alpha (snr std(t))^2, std that of the kernel (Song and Ermon, arXiv 1907.05600).
 
@@ -167,34 +167,20 @@ CORRECTORS: dict[str, Callable[..., States] | None] = {
 
 
 @torch.no_grad()
-def denoise(process: DiscreteProcess, score: ScoreFunction, state: torch.Tensor, time: float) -> torch.Tensor:
+def denoising_chain_step(
+    process: DiscreteProcess, score: ScoreFunction, state: torch.Tensor, time: float
+) -> torch.Tensor:
     """The last step of ODE sampling: a step of the chain of DENOISING_CHAIN steps reversed without noise, from a state
     (B, C, ...) at ``time``."""
     t = torch.full((len(state),), time, dtype=torch.float64, device=state.device)
-    return reverse_diffusion(process, score, state, t, torch.zeros_like(state), DENOISING_CHAIN)[1]
+    return reverse_diffusion_step(process, score, state, t, torch.zeros_like(state), DENOISING_CHAIN)[1]
 
 
-@torch.no_grad()
-def predictor_corrector(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    state: torch.Tensor,
-    *,
-    predictor: str,
-    corrector: str,
-    n_steps: int,
-    snr: float | Sequence[float],
-    n_corrector_steps: int,
-    sampling_eps: float,
-    denoise: bool,
-    normal: Callable[[], torch.Tensor],
-    published_behaviour: bool = False,
-    on_step: Callable[[float, torch.Tensor], None] | None = None,
-) -> tuple[torch.Tensor, int]:
-    """Predictor-corrector sampling from the prior over ``n_steps`` equidistant times from 1 to sampling_eps.
+@dataclass(frozen=True)
+class PredictorCorrector:
+    """Settings of predictor-corrector sampling.
 
-    Args:
-        state: (B, C, ...), a draw of the prior.
+    Attributes:
         predictor: a key of PREDICTORS.
         corrector: a key of CORRECTORS.
         n_steps: times, and steps of the chain; at least 2.
@@ -202,42 +188,77 @@ def predictor_corrector(
         n_corrector_steps: Langevin steps at each time.
         sampling_eps: last time.
         denoise: return the last predictor step without its noise; of no effect without a predictor.
-        normal: gives the next standard normals of the shape of the state. At each time it is called for each Langevin
-            step, then for the predictor, but not for steps that are left out.
-        published_behaviour: Langevin step sizes from the norms of the batch, and network evaluations counted as though
-            predictor and corrector were both there.
-        on_step: called with each time and the state after the steps from it, without the predictor's noise.
-
-    Returns:
-        float64 state (B, C, ...), and the number of network evaluations.
+        batch_step_sizes: as in ``langevin``.
+        counts_both: count network evaluations as though predictor and corrector were both there.
 
     Raises:
         UsageError: unknown predictor or corrector, none of both, or less than two steps.
     """
-    if predictor not in PREDICTORS or corrector not in CORRECTORS:
-        raise UsageError(
-            f"predictor {predictor!r} and corrector {corrector!r}: choose among {', '.join(PREDICTORS)} and "
-            f"{', '.join(CORRECTORS)}"
-        )
-    predict, correct = PREDICTORS[predictor], CORRECTORS[corrector]
-    if predict is None and correct is None:
-        raise UsageError("predictor none and corrector none: nothing would be sampled; choose one of either")
-    if n_steps < 2:
-        raise UsageError(f"{n_steps} sampling steps: predictor-corrector sampling needs at least 2")
+
+    predictor: str
+    corrector: str
+    n_steps: int
+    snr: float | Sequence[float]
+    n_corrector_steps: int = 1
+    sampling_eps: float = 1e-3
+    denoise: bool = True
+    batch_step_sizes: bool = False
+    counts_both: bool = False
+
+    def __post_init__(self) -> None:
+        if self.predictor not in PREDICTORS or self.corrector not in CORRECTORS:
+            raise UsageError(
+                f"predictor {self.predictor!r} and corrector {self.corrector!r}: choose among {', '.join(PREDICTORS)} "
+                f"and {', '.join(CORRECTORS)}"
+            )
+        if self.predictor == self.corrector == "none":
+            raise UsageError("predictor none and corrector none: nothing would be sampled; choose one of either")
+        if self.n_steps < 2:
+            raise UsageError(f"{self.n_steps} sampling steps: predictor-corrector sampling needs at least 2")
+
+    @property
+    def n_evaluations(self) -> int:
+        """Of the network, for a sample."""
+        predicts = self.counts_both or self.predictor != "none"
+        corrects = self.counts_both or self.corrector != "none"
+        return self.n_steps * (predicts + self.n_corrector_steps * corrects)
+
+
+@torch.no_grad()
+def predictor_corrector(
+    process: DiscreteProcess,
+    score: ScoreFunction,
+    state: torch.Tensor,
+    settings: PredictorCorrector,
+    normal: Callable[[], torch.Tensor],
+    on_step: Callable[[float, torch.Tensor], None] | None = None,
+) -> tuple[torch.Tensor, int]:
+    """Predictor-corrector sampling from the prior over equidistant times from 1 to ``sampling_eps``.
+
+    Args:
+        state: (B, C, ...), a draw of the prior.
+        settings: predictor, corrector and steps.
+        normal: gives the next standard normals of the shape of the state. At each time it is called for each Langevin
+            step, then for the predictor, but not for steps that are left out.
+        on_step: called with each time and the state after the steps from it, without the predictor's noise; what it
+            raises ends the sampling.
+
+    Returns:
+        float64 state (B, C, ...), and the number of network evaluations.
+    """
+    predict, correct = PREDICTORS[settings.predictor], CORRECTORS[settings.corrector]
+    n_steps, snr = settings.n_steps, settings.snr
     snrs = [snr] * n_steps if isinstance(snr, (int, float)) else list(snr)
     x = mean = state.double()
-    times = torch.linspace(1, sampling_eps, n_steps, dtype=torch.float64, device=x.device)
+    times = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64, device=x.device)
     for time, ratio in zip(times, snrs, strict=True):
         t = time.expand(len(x))
         if correct is not None:
-            noises = [normal() for _ in range(n_corrector_steps)]
-            x, _ = correct(process, score, x, t, noises, n_steps, ratio, published_behaviour=published_behaviour)
+            noises = [normal() for _ in range(settings.n_corrector_steps)]
+            x, _ = correct(process, score, x, t, noises, n_steps, ratio, settings.batch_step_sizes)
         mean = x
         if predict is not None:
             x, mean = predict(process, score, x, t, normal(), n_steps)
         if on_step is not None:
             on_step(time.item(), mean)
-    per_time = (predict is not None) + (n_corrector_steps if correct is not None else 0)
-    if published_behaviour:
-        per_time = 1 + n_corrector_steps
-    return mean if denoise else x, n_steps * per_time
+    return mean if settings.denoise else x, settings.n_evaluations

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from diffusion.tensors import expand
+
 ScoreFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """score(u, t): state (B, k C, ...) and float64 forward times (B,) to the score (B, C, ...)."""
 
@@ -67,6 +69,20 @@ class Process(Protocol):
         ...
 
 
+class LabelledProcess(Process, Protocol):
+    """A process of the data alone for which networks were published that see a label of the time (Song et al., arXiv
+    2011.13456, Appendix H)."""
+
+    @property
+    def output_is_score(self) -> bool:
+        """Whether these networks give the score, rather than the noise of the kernel."""
+        ...
+
+    def time_label(self, t: torch.Tensor) -> torch.Tensor:
+        """The label, float64 like t: sigma for the variance-exploding process, 999 t for others."""
+        ...
+
+
 def n_components(process: Process) -> int:
     """1 for a process of the data alone, 2 with a velocity."""
     return len(process.prior_standard_deviations)
@@ -80,11 +96,6 @@ def state_shape(process: Process, data_shape: Sequence[int]) -> tuple[int, ...]:
 def split(process: Process, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The components of a state (B, k C, ...), each (B, C, ...): (x,) or (x, v)."""
     return u.chunk(n_components(process), dim=1)
-
-
-def expand(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """One value per sample, (B,), as (B, 1, ..., 1) with as many axes as ``like``."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def apply(matrix: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ shaped like u.
 
 import torch
 
-from diffusion.continuous.process import Process, diffusion, drift, driven, expand
+from diffusion.continuous.process import Process, diffusion, drift, driven
+from diffusion.tensors import expand
 
 
 def _reverse(

@@ -14,10 +14,11 @@ from itertools import pairwise
 import torch
 
 from diffusion.continuous.cld import CriticallyDampedLangevin
-from diffusion.continuous.process import Process, ScoreFunction, driven, expand, split
+from diffusion.continuous.process import Process, ScoreFunction, driven, split
 from diffusion.continuous.reverse import probability_flow_drift, reverse_diffusion, reverse_drift
 from diffusion.continuous.time_grid import reversed_time_grid
-from diffusion.ode import solve
+from diffusion.ode import Solver, solve
+from diffusion.tensors import expand
 
 Normal = Callable[[], torch.Tensor]
 
@@ -45,6 +46,27 @@ class Step:
 OnStep = Callable[[Step], None]
 
 
+@dataclass(frozen=True)
+class StepGrid:
+    """The steps of a sampler with fixed steps.
+
+    Attributes:
+        n_evaluations: steps, a denoising step included.
+        sampling_eps: forward time at which sampling stops.
+        striding: as in diffusion.continuous.time_grid.
+        denoise: end with a denoising step.
+    """
+
+    n_evaluations: int
+    sampling_eps: float
+    striding: str
+    denoise: bool
+
+    def times(self) -> list[float]:
+        """Reversed times tau, the denoising step left out. Raises UsageError for too few steps, or no such striding."""
+        return reversed_time_grid(self.n_evaluations - self.denoise, 1 - self.sampling_eps, self.striding).tolist()
+
+
 def _times(tau: float, state: torch.Tensor) -> torch.Tensor:
     """The same time for every sample, float64 (B,)."""
     return torch.full((len(state),), tau, dtype=torch.float64, device=state.device)
@@ -69,15 +91,12 @@ def _fixed_steps(
     score: ScoreFunction,
     state: torch.Tensor,
     take_step: Callable[[torch.Tensor, float, float], dict[str, torch.Tensor]],
-    n_evaluations: int,
-    sampling_eps: float,
-    striding: str,
-    denoise: bool,
+    steps: StepGrid,
     on_step: OnStep | None,
 ) -> tuple[torch.Tensor, int]:
     """Run ``take_step(state, tau, next tau) -> stages`` over the time grid, and denoise."""
     state = state.double()
-    grid = reversed_time_grid(n_evaluations - denoise, 1 - sampling_eps, striding).tolist()
+    grid, n_evaluations = steps.times(), steps.n_evaluations
 
     def report(index: int, tau: float, size: float, stages: dict[str, torch.Tensor]) -> None:
         if on_step is not None:
@@ -87,9 +106,9 @@ def _fixed_steps(
         stages = take_step(state, tau, tau_next)
         state = stages["end"]
         report(index, tau, tau_next - tau, stages)
-    if denoise:
-        state = _denoise(process, score, state, sampling_eps)
-        report(n_evaluations - 1, grid[-1], sampling_eps, {"end": state})
+    if steps.denoise:
+        state = _denoise(process, score, state, steps.sampling_eps)
+        report(n_evaluations - 1, grid[-1], steps.sampling_eps, {"end": state})
     return state, n_evaluations
 
 
@@ -98,11 +117,7 @@ def euler_maruyama(
     process: Process,
     score: ScoreFunction,
     state: torch.Tensor,
-    *,
-    n_evaluations: int,
-    sampling_eps: float,
-    striding: str,
-    denoise: bool,
+    steps: StepGrid,
     normal: Normal,
     on_step: OnStep | None = None,
 ) -> tuple[torch.Tensor, int]:
@@ -110,9 +125,7 @@ def euler_maruyama(
 
     Args:
         state: (B, k C, ...), a draw of the prior.
-        n_evaluations: steps, a denoising step included.
-        sampling_eps: forward time at which sampling stops.
-        striding: as in diffusion.continuous.time_grid.
+        steps: their number and spacing.
         normal: called once for each step but the denoising step.
         on_step: called with stages "mean" (the step without its noise; not for a denoising step) and "end".
 
@@ -120,7 +133,7 @@ def euler_maruyama(
         float64 state (B, k C, ...) and n_evaluations.
 
     Raises:
-        UsageError: if there are too few evaluations for a step, or no such striding.
+        UsageError: as ``StepGrid.times``.
     """
 
     def take_step(state: torch.Tensor, tau: float, tau_next: float) -> dict[str, torch.Tensor]:
@@ -129,9 +142,7 @@ def euler_maruyama(
         noise = reverse_diffusion(process, state, _times(tau, state)) * math.sqrt(size) * normal()
         return {"mean": mean, "end": mean + noise}
 
-    return _fixed_steps(
-        process, score, state, take_step, n_evaluations, sampling_eps, striding, denoise, on_step
-    )
+    return _fixed_steps(process, score, state, take_step, steps, on_step)
 
 
 @torch.no_grad()
@@ -139,13 +150,9 @@ def sscs(
     process: CriticallyDampedLangevin,
     score: ScoreFunction,
     state: torch.Tensor,
-    *,
-    n_evaluations: int,
-    sampling_eps: float,
-    striding: str,
-    denoise: bool,
+    steps: StepGrid,
     normal: Normal,
-    published_behaviour: bool = False,
+    repeat_first_half: bool = False,
     on_step: OnStep | None = None,
 ) -> tuple[torch.Tensor, int]:
     """The symmetric splitting sampler of CLD (Dockhorn et al., arXiv 2112.07068, Section 3.3 and Appendix D).
@@ -155,7 +162,7 @@ def sscs(
 
     Args:
         normal: called twice for each step but the denoising step.
-        published_behaviour: let the second half step cover the first half of the interval again, not the
+        repeat_first_half: let the second half step cover the first half of the interval again, not the
             second; the same thing for constant beta.
         on_step: called with stages "first_half", "score" and "end"; "end" alone for a denoising step.
 
@@ -173,13 +180,11 @@ def sscs(
         kick = expand(strength, v) * (score(first_half, t) + process.m_inv * v)
         after_score = first_half + driven(process, kick)
 
-        interval = (start_times, middle_times) if published_behaviour else (middle_times, end_times)
+        interval = (start_times, middle_times) if repeat_first_half else (middle_times, end_times)
         end = process.reversed_langevin_step(after_score, *interval, normal())
         return {"first_half": first_half, "score": after_score, "end": end}
 
-    return _fixed_steps(
-        process, score, state, take_step, n_evaluations, sampling_eps, striding, denoise, on_step
-    )
+    return _fixed_steps(process, score, state, take_step, steps, on_step)
 
 
 @torch.no_grad()
@@ -190,19 +195,16 @@ def probability_flow(
     *,
     sampling_eps: float,
     denoise: bool,
-    solver: str,
-    rtol: float,
-    atol: float,
-    n_steps: int | None = None,
-    published_behaviour: bool = False,
+    solver: Solver,
+    inputs_dtype: torch.dtype = torch.float64,
     on_evaluation: Callable[[int, float], None] | None = None,
 ) -> tuple[torch.Tensor, int]:
     """The probability-flow equation from the prior to tau = 1 - sampling_eps.
 
     Args:
         state: (B, k C, ...), a draw of the prior.
-        solver, rtol, atol, n_steps, on_evaluation: as in diffusion.ode.solve; the time told is tau.
-        published_behaviour: round state and tau to float32 before each right-hand side.
+        solver, on_evaluation: as in diffusion.ode.solve; the time told is tau.
+        inputs_dtype: to which state and tau are rounded before each right-hand side.
 
     Returns:
         float64 state (B, k C, ...) and the number of network evaluations.
@@ -213,8 +215,7 @@ def probability_flow(
 
     def right_hand_side(tau: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         (u,) = parts
-        if published_behaviour:
-            u, tau = u.float(), tau.float().double()
+        u, tau = u.to(inputs_dtype), tau.to(inputs_dtype).double()
         times = tau.expand(len(u))
         return (probability_flow_drift(process, score(u, 1 - times), u, times),)
 
@@ -223,11 +224,8 @@ def probability_flow(
         (state,),
         0.0,
         1 - sampling_eps,
-        solver=solver,
-        rtol=rtol,
-        atol=atol,
-        n_steps=n_steps,
-        on_evaluation=on_evaluation,
+        solver,
+        on_evaluation,
     )
     if denoise:
         end = _denoise(process, score, end, sampling_eps)

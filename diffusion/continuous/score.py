@@ -5,11 +5,8 @@ from collections.abc import Callable
 import torch
 
 from diffusion.continuous.kernel import noise_multiplier
-from diffusion.continuous.process import Process, ScoreFunction, expand
-from diffusion.continuous.ve import VarianceExploding
-
-LABEL_SCALE = 999.0
-"""Time labels of networks that were made for chains of 1,000 steps run from 0 to this."""
+from diffusion.continuous.process import LabelledProcess, Process, ScoreFunction
+from diffusion.preconditioning import preconditioned
 
 
 def make_score(
@@ -29,38 +26,29 @@ def make_score(
         score(u, t) with t float64 (B,); the score is float32, or float64 where u is and ``mixed``.
     """
 
-    def score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        output = network(u.float(), t.float()).float()
-        learned = expand(noise_multiplier(process, t).float(), output) * output
-        return process.analytic_score(u, t) + learned if mixed else learned
+    def predict(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(u.float(), t.float()).float()
 
-    return score
-
-
-def time_label(process: Process, t: torch.Tensor) -> torch.Tensor:
-    """What networks of the score-based models of Song et al. (arXiv 2011.13456, Appendix H) are told of the time: sigma
-    for the variance-exploding process, 999 t for others. t float64 (B,), result like t."""
-    return process.sigma(t) if isinstance(process, VarianceExploding) else LABEL_SCALE * t
+    return preconditioned(
+        predict,
+        label=lambda t: t,
+        output=lambda t: noise_multiplier(process, t),
+        skip=process.analytic_score if mixed else None,
+    )
 
 
 def make_labelled_score(
-    process: Process, network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    process: LabelledProcess, network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> ScoreFunction:
-    """The score of a network that sees ``time_label`` (Song et al., arXiv 2011.13456, Appendix H).
+    """The score of a network that sees ``process.time_label`` (Song et al., arXiv 2011.13456, Appendix H).
 
     Args:
-        network: network(u, label), u (B, C, ...) as given to the score and label float64 (B,), to (B, C, ...). For the
-            variance-exploding process that is the score itself, for others the noise z of the kernel, of which the
-            score is made as -z / std.
+        network: network(u, label), u (B, C, ...) as given to the score and label float64 (B,), to (B, C, ...): the
+            score itself where ``process.output_is_score``, elsewhere the noise z of the kernel, of which the score is
+            made as -z / std.
 
     Returns:
         score(u, t) with t float64 (B,), in the dtype of the network's output.
     """
-
-    def score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        output = network(u, time_label(process, t))
-        if isinstance(process, VarianceExploding):
-            return output
-        return expand(noise_multiplier(process, t).to(output.dtype), output) * output
-
-    return score
+    output = None if process.output_is_score else lambda t: noise_multiplier(process, t)
+    return preconditioned(network, label=process.time_label, output=output)

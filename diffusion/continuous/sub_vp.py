@@ -8,7 +8,7 @@ import torch
 
 from diffusion.continuous.chain import DiscreteStep
 from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.vp import LINEAR_BELOW, discrete_beta, mean_coefficient
+from diffusion.continuous.vp import LABEL_SCALE, LINEAR_BELOW, discrete_beta, mean_coefficient
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,13 @@ class SubVariancePreserving:
     def time_of_cumulative_weight(self, weight: torch.Tensor) -> torch.Tensor:
         # The weight is log(4 sinh^2(B / 2)).
         return self.schedule.time(2 * (weight / 2 - math.log(2)).exp().asinh())
+
+    @property
+    def output_is_score(self) -> bool:
+        return False
+
+    def time_label(self, t: torch.Tensor) -> torch.Tensor:
+        return LABEL_SCALE * t
 
     def discrete_step(self, t: torch.Tensor, n_steps: int) -> DiscreteStep:
         """An Euler-Maruyama step of length 1/N. Its alpha is that of the variance-preserving chain, whose drift it

@@ -83,6 +83,20 @@ class VarianceExploding:
     def time_of_cumulative_weight(self, weight: torch.Tensor) -> torch.Tensor:
         return weight / (2 * self.log_ratio)
 
+    def interval(self, t: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(t), self.sigma(t) ** 2 - self.sigma(end) ** 2
+
+    @property
+    def kernel_starts_noisy(self) -> bool:
+        return True
+
+    @property
+    def output_is_score(self) -> bool:
+        return True
+
+    def time_label(self, t: torch.Tensor) -> torch.Tensor:
+        return self.sigma(t)
+
     def discrete_step(self, t: torch.Tensor, n_steps: int) -> DiscreteStep:
         """The chain of SMLD, whose sigma_k are geometric from sigma_min to sigma_max, preceded by 0 (Song et al.,
         arXiv 2011.13456, Appendices E and F)."""

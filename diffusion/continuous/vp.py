@@ -8,6 +8,9 @@ import torch
 from diffusion.continuous.chain import DiscreteStep, grid_index
 from diffusion.continuous.noise_schedule import LinearBeta
 
+LABEL_SCALE = 999.0
+"""Time labels of networks that were made for chains of 1,000 steps run from 0 to this."""
+
 LINEAR_BELOW = 1e-3
 """Where the public ScoreFlow code replaces exponentials by their first order."""
 
@@ -76,6 +79,21 @@ class VariancePreserving:
 
     def time_of_cumulative_weight(self, weight: torch.Tensor) -> torch.Tensor:
         return self.schedule.time(weight.exp().log1p())
+
+    def interval(self, t: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        variance = self.schedule.beta(t) * (t - end)
+        return -variance / (1 + (1 - variance).sqrt()), variance
+
+    @property
+    def kernel_starts_noisy(self) -> bool:
+        return False
+
+    @property
+    def output_is_score(self) -> bool:
+        return False
+
+    def time_label(self, t: torch.Tensor) -> torch.Tensor:
+        return LABEL_SCALE * t
 
     def discrete_step(self, t: torch.Tensor, n_steps: int) -> DiscreteStep:
         """The chain of DDPM, x_{k+1} = sqrt(1 - beta_k) x_k + sqrt(beta_k) z (Song et al., arXiv 2011.13456, Appendix

@@ -14,7 +14,7 @@ HALF_LEVEL = 1 / 255
 
 
 @torch.no_grad()
-def variational_bound(
+def discrete_variational_bound(
     predict_noise: PredictNoise,
     schedule: DiscreteSchedule,
     x: torch.Tensor,

@@ -15,12 +15,12 @@ from diffusion.discrete.ddpm import PredictNoise, posterior_mean, predicted_data
 from diffusion.discrete.schedule import DiscreteSchedule
 
 Normal = Callable[[], torch.Tensor]
-OnStep = Callable[[int, torch.Tensor, torch.Tensor], None]
+OnLabel = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Told after each step: its index, counted from 0; the state at its end; the data predicted in it."""
 
 
 @torch.no_grad()
-def ancestral(
+def ancestral_sampling(
     predict_noise: PredictNoise,
     schedule: DiscreteSchedule,
     state: torch.Tensor,
@@ -28,7 +28,7 @@ def ancestral(
     normal: Normal,
     variance: str,
     clip: bool,
-    on_step: OnStep | None = None,
+    on_step: OnLabel | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Draws from the reverse process (Ho et al., arXiv 2006.11239, algorithm 2).
 
@@ -62,7 +62,7 @@ def ddim(
     normal: Normal,
     eta: float,
     clip: bool,
-    on_step: OnStep | None = None,
+    on_step: OnLabel | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Denoising diffusion implicit models (Song et al., arXiv 2010.02502, equation 12).
 
@@ -72,7 +72,7 @@ def ddim(
         normal: called once for each step but the last, where ``eta`` is above 0.
         clip: clip predicted data to [-1, 1]; the direction to the noise is then that of the clipped data.
 
-    The other arguments and the result are those of ``ancestral``.
+    The other arguments and the result are those of ``ancestral_sampling``.
     """
     before, one_minus_before = schedule.alphas_bar_before.tolist(), schedule.one_minus_alphas_bar_before.tolist()
     new_variances = (eta**2 * schedule.posterior_variances).tolist()
@@ -100,7 +100,7 @@ def _reverse(
     state: torch.Tensor,
     step: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor],
     clip: bool,
-    on_step: OnStep | None,
+    on_step: OnLabel | None,
 ) -> tuple[torch.Tensor, int]:
     """From the last label to the data by ``step(state, position, predicted data)``."""
     state = state.double()

@@ -262,21 +262,22 @@ def f_loss(
 
 
 def mirror(
-    places: torch.Tensor, batch_size: int, published_behaviour: bool = False
+    places: torch.Tensor, batch_size: int, by_halves: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which sample's draw r gives the depth of each sample of a batch: r itself, or its mirror image N - r.
 
     Neighbours share a draw, so each pair passes exactly N layers, and ranks with an even share of the batch have equal
-    work. In the public code the second half of a batch mirrors the first; two samples of an even batch stay unpaired.
+    work.
 
     Args:
         places: int64 (B,), of the samples in the batch.
         batch_size: of the whole batch over all ranks.
+        by_halves: let the second half of a batch mirror the first, which leaves two samples of an even batch unpaired.
 
     Returns:
         The place whose draw counts, int64 (B,), and whether it is mirrored, bool (B,).
     """
-    if published_behaviour:
+    if by_halves:
         n_drawn = batch_size // 2 + 1
         mirrored = places >= n_drawn
         return torch.where(mirrored, places - n_drawn, places), mirrored

@@ -93,13 +93,13 @@ def cosine_betas(n_steps: int) -> torch.Tensor:
     return (1 - share[1:] / share[:-1]).clamp(max=LARGEST_COSINE_BETA)
 
 
-def make_schedule(kind: str, n_steps: int, published_behaviour: bool = False) -> DiscreteSchedule:
+def make_schedule(kind: str, n_steps: int, single_precision: bool = False) -> DiscreteSchedule:
     """All labels 0 to ``n_steps`` - 1 of a schedule.
 
     Args:
         kind: "linear" or "cosine".
         n_steps: T.
-        published_behaviour: betas, products and differences rounded to float32 as the public HSIVI code does, which
+        single_precision: round betas, products and differences to float32, as the public HSIVI code does, which
             leaves a relative error of 1.7e-4 in the smallest variance of the linear schedule.
 
     Raises:
@@ -111,7 +111,7 @@ def make_schedule(kind: str, n_steps: int, published_behaviour: bool = False) ->
         raise UsageError(f"a schedule of {n_steps} steps: it needs at least one")
     betas = linear_betas(n_steps) if kind == "linear" else cosine_betas(n_steps)
     labels = torch.arange(n_steps)
-    if published_behaviour:
+    if single_precision:
         if kind == "linear":
             rounded = torch.linspace(0.1 / n_steps, 20.0 / n_steps, n_steps, dtype=torch.float32)
         else:

@@ -8,7 +8,6 @@ import math
 import torch
 
 from diffusion.bits import PixelScale
-from diffusion.continuous.process import expand
 from diffusion.log_snr.levels import level_log_probabilities
 from diffusion.log_snr.schedule import (
     LogSnrSchedule,
@@ -18,6 +17,7 @@ from diffusion.log_snr.schedule import (
     uniform_gammas,
 )
 from diffusion.log_snr.velocity import Parameterisation, Predict, VelocityPrediction
+from diffusion.tensors import expand
 
 
 def reconstruction_term(
@@ -26,21 +26,20 @@ def reconstruction_term(
     noise: torch.Tensor,
     scale: PixelScale,
     *,
-    published_behaviour: bool = False,
+    divisions_by_alpha: int = 1,
 ) -> torch.Tensor:
     """-log p(k | z_0) at one draw of z_0 = alpha x + sigma noise, gamma = gamma_min.
 
     Args:
         levels: uint8 (B, C, ...).
         noise: standard normal, same shape.
-        published_behaviour: divide z_0 by alpha twice.
+        divisions_by_alpha: how often z_0 is divided by alpha; once takes it to the scale of data.
     """
     alpha, _ = end_point(schedule, schedule.gamma_min)
     # sigma / alpha from gamma alone.
     standard_deviation = math.exp(schedule.gamma_min / 2)
     x = scale.centers(levels) + standard_deviation * noise.double()
-    if published_behaviour:
-        x = x / alpha
+    x = x / alpha ** (divisions_by_alpha - 1)
     return -level_log_probabilities(x, levels, standard_deviation, scale).flatten(1).sum(1)
 
 

@@ -39,7 +39,7 @@ def dequantize_uniformly(
     uniform: torch.Tensor,
     scale: PixelScale,
     *,
-    published_behaviour: bool = False,
+    within_range: bool = True,
 ) -> Dequantized:
     """Uniform noise within each level's interval; the data are taken for the state at gamma -11.8.
 
@@ -48,9 +48,9 @@ def dequantize_uniformly(
     Args:
         levels: uint8 (B, C, ...).
         uniform: in [0, 1), same shape.
-        published_behaviour: start at -11.8 even where that lies outside the schedule's range.
+        within_range: where -11.8 lies outside the schedule's range, start at the end of that.
     """
-    gamma = UNIFORM_START_GAMMA if published_behaviour else max(UNIFORM_START_GAMMA, schedule.gamma_min)
+    gamma = max(UNIFORM_START_GAMMA, schedule.gamma_min) if within_range else UNIFORM_START_GAMMA
     return Dequantized(scale.dequantize(levels, uniform.double()), gamma, {})
 
 
@@ -61,7 +61,7 @@ def dequantize_variationally(
     scale: PixelScale,
     *,
     mean_entropy: bool,
-    published_behaviour: bool = False,
+    divisions_by_alpha: int = 1,
 ) -> Dequantized:
     """z_0 of the diffusion itself, with the decoder of the bound.
 
@@ -70,7 +70,7 @@ def dequantize_variationally(
         noise: standard normal, same shape.
         mean_entropy: the expectation of log q, less noisy, instead of its value at the draw; right for the mean
             of log weights, not for the log of a mean of weights.
-        published_behaviour: as in reconstruction_term.
+        divisions_by_alpha: as in reconstruction_term.
 
     Returns:
         terms "reconstruction" and "entropy", which is log q(z_0 | levels).
@@ -82,7 +82,7 @@ def dequantize_variationally(
         log_density = -gaussian_entropy(sigma**2, n_dimensions) * _ones(levels)
     else:
         log_density = -(n_dimensions * math.log(2 * math.pi * sigma**2) + noise.flatten(1).square().sum(1)) / 2
-    reconstruction = reconstruction_term(schedule, levels, noise, scale, published_behaviour=published_behaviour)
+    reconstruction = reconstruction_term(schedule, levels, noise, scale, divisions_by_alpha=divisions_by_alpha)
     z = alpha * scale.centers(levels) + sigma * noise
     return Dequantized(z, schedule.gamma_min, {"reconstruction": reconstruction, "entropy": log_density})
 

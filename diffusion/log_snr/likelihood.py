@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from diffusion.bits import PixelScale
-from diffusion.continuous.likelihood import integrate_with_divergence
+from diffusion.divergence import integrate_with_divergence
 from diffusion.log_snr.dequantization import Dequantized
 from diffusion.log_snr.schedule import LogSnrSchedule, end_point
 from diffusion.log_snr.velocity import Parameterisation, Predict
-from diffusion.ode import solve
+from diffusion.ode import Solver, solve
 
 Drift = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -34,17 +33,14 @@ def ode_sample(
     schedule: LogSnrSchedule,
     drift: Drift,
     noise: torch.Tensor,
-    *,
-    solver: str,
-    rtol: float,
-    atol: float,
-    n_steps: int | None = None,
+    solver: Solver,
+    on_evaluation: Callable[[int, float], None] | None = None,
 ) -> tuple[torch.Tensor, int]:
     """From the prior N(0, sigma(gamma_max)^2) at gamma_max to z_0 at gamma_min.
 
     Args:
         noise: standard normal (B, C, ...).
-        solver, rtol, atol, n_steps: as in diffusion.ode.solve, whose time here is -gamma.
+        solver, on_evaluation: as in diffusion.ode.solve, whose time here is -gamma.
 
     Returns:
         z_0, float64, and the number of network evaluations.
@@ -63,20 +59,18 @@ def ode_sample(
         (sigma * noise.double(),),
         -schedule.gamma_max,
         -schedule.gamma_min,
-        solver=solver,
-        rtol=rtol,
-        atol=atol,
-        n_steps=n_steps,
+        solver,
+        on_evaluation,
     )
     return z, n_evaluations
 
 
 def decode(
-    schedule: LogSnrSchedule, z: torch.Tensor, scale: PixelScale, *, published_behaviour: bool = False
+    schedule: LogSnrSchedule, z: torch.Tensor, scale: PixelScale, *, divisions_by_alpha: int = 1
 ) -> torch.Tensor:
-    """The likeliest levels int64 of z_0, same shape; ``published_behaviour`` divides by alpha twice."""
+    """The likeliest levels int64 of z_0, same shape; one division by alpha takes it to the scale of data."""
     alpha, _ = end_point(schedule, schedule.gamma_min)
-    return scale.nearest_levels(z.double() / (alpha**2 if published_behaviour else alpha))
+    return scale.nearest_levels(z.double() / alpha**divisions_by_alpha)
 
 
 def ode_likelihood_terms(
@@ -84,13 +78,14 @@ def ode_likelihood_terms(
     drift: Drift,
     start: Dequantized,
     probe: torch.Tensor | None,
-    **solver: Any,
+    solver: Solver,
+    on_evaluation: Callable[[int, float], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], int]:
     """-log P(levels), or one draw of the bound on it, by integrating from ``start`` to gamma_max.
 
     Args:
-        probe: as in diffusion.continuous.likelihood.ode_log_likelihood.
-        solver: solver, rtol, atol, n_steps as in diffusion.ode.solve.
+        probe: as in diffusion.divergence.integrate_with_divergence.
+        solver, on_evaluation: as in diffusion.ode.solve.
 
     Returns:
         "prior" and "divergence" and the terms of ``start``, and the number of network evaluations.
@@ -99,7 +94,7 @@ def ode_likelihood_terms(
         UsageError, RunFailed: as diffusion.ode.solve.
     """
     z, divergence, n_evaluations = integrate_with_divergence(
-        drift, start.z, probe, start.gamma, schedule.gamma_max, **solver
+        drift, start.z, probe, start.gamma, schedule.gamma_max, solver, on_evaluation
     )
     _, sigma = end_point(schedule, schedule.gamma_max)
     values = z.flatten(1) / sigma

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
-from diffusion.continuous.process import expand
 from diffusion.log_snr.schedule import LogSnrSchedule, log_alpha_slope
+from diffusion.tensors import expand
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

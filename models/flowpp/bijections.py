@@ -47,7 +47,7 @@ def logit(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return y.log() - (-y).log1p(), -per_sample(y.log() + (-y).log1p())
 
 
-def published_logit(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def floored_logit(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The logit of the public code and the logarithm of its slope at each number, which has the shape of y.
 
     Its logarithms have a floor of ln 1e-7. Where that is reached, the second result is not what it is called.
@@ -60,18 +60,18 @@ class ActivationNorm(nn.Module):
 
     Args:
         shape: (C, H, W).
-        published_behaviour: take the logarithm of gains below 1e-7 for that of 1e-7.
+        floored: take the logarithm of gains below 1e-7 for that of 1e-7.
     """
 
-    def __init__(self, shape: tuple[int, int, int], published_behaviour: bool = False) -> None:
+    def __init__(self, shape: tuple[int, int, int], floored: bool = False) -> None:
         super().__init__()
-        self.published_behaviour = published_behaviour
+        self.floored = floored
         self.gain = nn.Parameter(torch.ones(shape))
         self.bias = nn.Parameter(torch.zeros(shape))
 
     def _gain(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gain = self.gain.clamp(min=SMALLEST_GAIN)
-        log_gain = floored_log(self.gain) if self.published_behaviour else gain.log()
+        log_gain = floored_log(self.gain) if self.floored else gain.log()
         return gain, log_gain.sum(dtype=torch.float64).expand(len(x))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models.flowpp import logistic_mixture
-from models.flowpp.bijections import per_sample, published_logit
+from models.flowpp.bijections import floored_logit, per_sample
 from models.flowpp.layers import SECOND_LAYER_SCALE, MixedBlock, concat_elu, convolution, position_embedding
 
 SMALLEST_LOG_SCALE = -7.0
@@ -23,7 +23,7 @@ class MixtureCoupling(nn.Module):
         n_heads: attention heads.
         context_channels: channels of the context.
         weight_norm: weight normalisation, and a non-linearity before the last convolution.
-        published_behaviour: as ``models.flowpp.bijections.published_logit``.
+        floored: as ``models.flowpp.bijections.floored_logit``.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class MixtureCoupling(nn.Module):
         n_heads: int,
         context_channels: int,
         weight_norm: bool,
-        published_behaviour: bool = False,
+        floored: bool = False,
     ) -> None:
         super().__init__()
         channels, height, width = shape
         self.n_components = n_components
         self.weight_norm = weight_norm
-        self.published_behaviour = published_behaviour
+        self.floored = floored
         self.input = convolution(channels, n_filters, weight_norm)
         self.position_embedding = position_embedding(n_filters, height, width)
         self.blocks = nn.ModuleList(
@@ -74,8 +74,8 @@ class MixtureCoupling(nn.Module):
             context: (B, context_channels, H, W).
         """
         log_slope, offset, mixture = self.parameters_of_map(given, context)
-        if self.published_behaviour:
-            log_odds, log_derivative = published_log_odds(x, mixture)
+        if self.floored:
+            log_odds, log_derivative = floored_log_odds(x, mixture)
         else:
             log_odds, log_derivative = logistic_mixture.log_odds(x, mixture)
         return log_odds * log_slope.exp() + offset, per_sample(log_derivative + log_slope)
@@ -88,8 +88,8 @@ class MixtureCoupling(nn.Module):
         return x, -per_sample(log_derivative + log_slope)
 
 
-def published_log_odds(x: torch.Tensor, mixture: logistic_mixture.Mixture) -> tuple[torch.Tensor, torch.Tensor]:
+def floored_log_odds(x: torch.Tensor, mixture: logistic_mixture.Mixture) -> tuple[torch.Tensor, torch.Tensor]:
     """``logistic_mixture.log_odds`` by way of the distribution function, which may round to 0 or 1."""
     below, _ = logistic_mixture.log_distribution(x, mixture)
-    log_odds, log_derivative = published_logit(below.exp())
+    log_odds, log_derivative = floored_logit(below.exp())
     return log_odds, logistic_mixture.log_density(x, mixture) + log_derivative

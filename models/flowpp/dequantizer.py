@@ -25,7 +25,7 @@ class FlowStep(nn.Module):
     def __init__(self, shape: tuple[int, int, int], settings: DequantizerSettings) -> None:
         super().__init__()
         plain = settings.architecture == "cifar10"
-        self.norms = nn.ModuleList(ActivationNorm(shape, settings.published_behaviour) for _ in range(2))
+        self.norms = nn.ModuleList(ActivationNorm(shape, settings.floored) for _ in range(2))
         self.pointwise = nn.ModuleList(PointwiseMap(shape[0]) for _ in range(2 if plain else 0))
         self.coupling = MixtureCoupling(
             shape,
@@ -35,7 +35,7 @@ class FlowStep(nn.Module):
             n_heads=settings.n_heads,
             context_channels=settings.context_channels,
             weight_norm=not plain,
-            published_behaviour=settings.published_behaviour,
+            floored=settings.floored,
         )
 
     def _maps(self) -> list[tuple[Any, Any]]:

@@ -20,7 +20,7 @@ def initialize_from_data(
     total: Sum,
     *,
     seed: int = 0,
-    published_behaviour: bool = False,
+    draws_twice: bool = False,
 ) -> None:
     """Scale the drawn weights of a network so that each layer's output is normalised on one batch.
 
@@ -32,14 +32,14 @@ def initialize_from_data(
         network: with freshly drawn float32 weights, on its device; changed in place.
         inputs: of its forward pass: the part of the batch that is here.
         total: adds up a float64 tensor over all the places that hold a part; called equally often at each of them.
-        seed: of the second draw of ``published_behaviour``.
-        published_behaviour: the statistics behind the biases of plain layers come from a second draw of their weights.
+        seed: of the second draw.
+        draws_twice: the statistics behind the biases of plain layers come from a second draw of their weights.
     """
     double = copy.deepcopy(network).double()
 
     def initialize(name: str, module: nn.Module, layer_inputs: tuple[Any, ...]) -> None:
         if isinstance(module, Convolution):
-            second_draw = _draw(module.weight, derive_seed(seed, name)) if published_behaviour else None
+            second_draw = _draw(module.weight, derive_seed(seed, name)) if draws_twice else None
             module.initialize(layer_inputs[0], total, second_draw)
         elif isinstance(module, NormalizedConvolution | ActivationNorm):
             module.initialize(layer_inputs[0], total)

@@ -20,7 +20,7 @@ class DequantizerSettings:
         n_filters, n_blocks, n_heads: width, blocks and attention heads of each coupling's network.
         n_components: logistics in each mixture.
         context_channels, n_context_blocks, n_context_heads: of the context network.
-        published_behaviour: as ``MixtureCoupling`` and ``ActivationNorm``.
+        floored: floors in logarithms, as ``MixtureCoupling`` and ``ActivationNorm`` say.
 
     Raises:
         UsageError: sizes that cannot work together.
@@ -47,7 +47,7 @@ class DequantizerSettings:
     n_context_heads: int = training_option(
         4, "attention heads of the context network (imagenet32)", minimum=1, flag="dequantizer_n_context_heads"
     )
-    published_behaviour: bool = False
+    floored: bool = False
 
     def __post_init__(self) -> None:
         if self.image_shape[2] % 2:

@@ -78,7 +78,7 @@ def invert(
 
 
 @torch.no_grad()
-def invert_as_published(
+def invert_together(
     contraction: Contraction, y: torch.Tensor, condition: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The public code's rule: all samples go on until every squared change is below 1e-5 + 1e-5 |y|.

@@ -158,14 +158,14 @@ class InvertibleFlow(nn.Module):
                 x = unsqueeze(x)
         return x, torch.stack(iterations[::-1], dim=1)
 
-    def sample_code(self, normal: torch.Tensor, published_behaviour: bool = False) -> torch.Tensor:
+    def sample_code(self, normal: torch.Tensor, by_initial_weights: bool = False) -> torch.Tensor:
         """Codes from p(h) by standard normal numbers (B, code_size).
 
         Args:
-            published_behaviour: as in PriorFlow.inverse.
+            by_initial_weights: as in PriorFlow.inverse.
         """
         with torch.autocast(normal.device.type, enabled=False):
-            return self.discriminator.prior.inverse(self._to_own_dtype(normal), published_behaviour)
+            return self.discriminator.prior.inverse(self._to_own_dtype(normal), by_initial_weights)
 
     def _to_own_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.discriminator.fc.linear["bias"].dtype)

@@ -24,9 +24,9 @@ class ActNorm(nn.Module):
         """The image and log|det| (B,)."""
         return x * self.log_scale.exp() + self.bias, self.log_scale.sum().expand(len(x))
 
-    def inverse(self, y: torch.Tensor, published_behaviour: bool = False) -> torch.Tensor:
-        """x; the public code adds 1e-8 to the scale."""
-        return (y - self.bias) / (self.log_scale.exp() + (1e-8 if published_behaviour else 0.0))
+    def inverse(self, y: torch.Tensor, by_initial_weights: bool = False) -> torch.Tensor:
+        """x; ``by_initial_weights`` adds 1e-8 to the scale."""
+        return (y - self.bias) / (self.log_scale.exp() + (1e-8 if by_initial_weights else 0.0))
 
 
 class InvertibleLinear(nn.Module):
@@ -44,9 +44,9 @@ class InvertibleLinear(nn.Module):
         """The image and log|det| (B,)."""
         return F.linear(x, self.weight), torch.linalg.slogdet(self.weight).logabsdet.expand(len(x))
 
-    def inverse(self, y: torch.Tensor, published_behaviour: bool = False) -> torch.Tensor:
-        """x by W, or by ``weight_inv``, which is what the public code draws with."""
-        if published_behaviour:
+    def inverse(self, y: torch.Tensor, by_initial_weights: bool = False) -> torch.Tensor:
+        """x by W, or ``by_initial_weights`` by ``weight_inv``."""
+        if by_initial_weights:
             return F.linear(y, self.weight_inv)
         return torch.linalg.solve(self.weight, y.T).T
 
@@ -93,11 +93,11 @@ class AffineCoupling(nn.Module):
         halves[self.transforms] = scale * halves[self.transforms] + shift
         return self._join(halves), scale.log().sum(1)
 
-    def inverse(self, y: torch.Tensor, published_behaviour: bool = False) -> torch.Tensor:
-        """x; the public code adds 1e-12 to the scale."""
+    def inverse(self, y: torch.Tensor, by_initial_weights: bool = False) -> torch.Tensor:
+        """x; ``by_initial_weights`` adds 1e-12 to the scale."""
         halves = self._halves(y)
         scale, shift = self._scale_and_shift(halves[1 - self.transforms])
-        margin = 1e-12 if published_behaviour else 0.0
+        margin = 1e-12 if by_initial_weights else 0.0
         halves[self.transforms] = (halves[self.transforms] - shift) / (scale + margin)
         return self._join(halves)
 
@@ -145,13 +145,14 @@ class PriorFlow(nn.Module):
         squares = normal.double().square().sum(1)
         return log_determinant - squares / 2 - normal.shape[1] / 2 * math.log(2 * math.pi)
 
-    def inverse(self, normal: torch.Tensor, published_behaviour: bool = False) -> torch.Tensor:
+    def inverse(self, normal: torch.Tensor, by_initial_weights: bool = False) -> torch.Tensor:
         """h of standard normal numbers (B, size).
 
         Args:
-            published_behaviour: through the inverse of each linear map's *initial* weight, as the public code draws
-                codes, which then do not have the density that ``log_density`` says.
+            by_initial_weights: through the inverse of each linear map's *initial* weight, and with small margins that
+                keep scales from 0, as the public code draws codes, which then do not have the density that
+                ``log_density`` says.
         """
         for layer in reversed(self._layers):
-            normal = layer.inverse(normal, published_behaviour)
+            normal = layer.inverse(normal, by_initial_weights)
         return normal

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.residual_flow.branch import TWO_PI, Branch
-from models.residual_flow.fixed_point import invert, invert_as_published
+from models.residual_flow.fixed_point import invert, invert_together
 from models.residual_flow.lipschitz import LIPSCHITZ_BOUND, LipschitzConvolution
 from models.residual_flow.log_determinant import SURROGATE_EXACT_TERMS, exact, roulette_weights, series
 from models.residual_flow.surrogate import branch_with_surrogate
@@ -29,13 +29,13 @@ class InverseSettings:
         tolerance: largest error of each block's inverse, relative to 1 + the largest value of a sample, as far as the
             dtype allows.
         max_iterations: of one block for one sample.
-        published_behaviour: the public code's rule instead, which stops all samples together, compares squared changes
-            and never fails.
+        stops_together: the public code's rule instead, which stops all samples together, compares squared changes and
+            never fails.
     """
 
     tolerance: float = 1e-6
     max_iterations: int = 1000
-    published_behaviour: bool = False
+    stops_together: bool = False
 
 
 class ResidualBlock(nn.Module):
@@ -135,8 +135,8 @@ class ResidualBlock(nn.Module):
             RunFailed: as ``fixed_point.invert``.
         """
         branch, offset = self.branch(code)
-        if settings.published_behaviour:
-            return invert_as_published(branch, y, offset)
+        if settings.stops_together:
+            return invert_together(branch, y, offset)
         return invert(
             branch,
             y,

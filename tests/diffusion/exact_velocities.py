@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from diffusion.bits import PixelScale
-from diffusion.continuous.process import expand
 from diffusion.log_snr.schedule import LogSnrSchedule, end_point
 from diffusion.log_snr.velocity import VelocityPrediction
+from diffusion.tensors import expand
 
 SCALE = PixelScale()
 

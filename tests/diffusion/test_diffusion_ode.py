@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion.continuous.likelihood import integrate_with_divergence
+from diffusion.divergence import integrate_with_divergence
 from diffusion.importance_weighted import importance_weighted_terms
 from diffusion.log_snr.bound import diffusion_terms, prior_term, reconstruction_term
 from diffusion.log_snr.dequantization import (

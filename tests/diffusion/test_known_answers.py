@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.linalg import hadamard
 
-from diffusion.bits import gaussian_entropy, negative_log_likelihood_terms
-from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.bits import gaussian_entropy
+from diffusion.continuous.likelihood import negative_log_likelihood_terms, ode_log_likelihood
 from diffusion.continuous.process import initial_state, n_components, split
 from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
 from tests.diffusion.settings import DATA, EVERY_PROCESS, PROCESSES

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.continuous.likelihood import OdeLogLikelihood, ode_log_likelihood
+from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension
+from diffusion.continuous.likelihood import OdeLogLikelihood, negative_log_likelihood_terms, ode_log_likelihood
 from diffusion.continuous.process import split
 from diffusion.continuous.score import make_score
 from tests.diffusion.settings import PROCESSES

@@ -9,7 +9,8 @@ import torch
 from diffusion.continuous.gaussian import GaussianData
 from diffusion.continuous.kernel import noise_multiplier, perturb
 from diffusion.continuous.losses import WEIGHTINGS, score_matching_loss, training_times
-from diffusion.continuous.process import expand, initial_state, split
+from diffusion.continuous.process import initial_state, split
+from diffusion.tensors import expand
 from tests.diffusion.settings import DATA, PROCESSES
 from util.errors import UsageError
 

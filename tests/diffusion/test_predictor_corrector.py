@@ -5,7 +5,7 @@ import torch
 
 from diffusion.continuous.predictor_corrector import annealed_langevin, denoise, langevin, predictor_corrector
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.process import expand
+from diffusion.tensors import expand
 from tests.diffusion.settings import EVERY_PROCESS, WITHOUT_VELOCITY
 from util.errors import UsageError
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.process import Process, ScoreFunction, expand
+from diffusion.continuous.process import Process, ScoreFunction
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
+from diffusion.tensors import expand
 from models.residual_flow import FlowSettings, InvertibleFlow
 from tests.golden import vectors
 

@@ -8,10 +8,10 @@ import torch
 from diffusion.continuous.chain import DiscreteProcess
 from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.process import expand
 from diffusion.continuous.sub_vp import SubVariancePreserving
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
+from diffusion.tensors import expand
 from tests.golden.cld_setup import Arrays, Comparison
 
 PRECISIONS = {"f32": torch.float32, "f64": torch.float64}

@@ -6,8 +6,9 @@ import torch
 
 from diffusion.continuous.kernel import kernel_mean, loss_multiplier, noise_multiplier
 from diffusion.continuous.prior import prior_log_density
-from diffusion.continuous.process import diffusion, drift, driven, expand, split
+from diffusion.continuous.process import diffusion, drift, driven, split
 from diffusion.continuous.reverse import probability_flow_drift, reverse_diffusion, reverse_drift
+from diffusion.tensors import expand
 from tests.golden.cld_setup import Comparison, make_process
 from tests.golden.vectors import load
 

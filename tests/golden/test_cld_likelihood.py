@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension
+from diffusion.continuous.likelihood import negative_log_likelihood_terms, ode_log_likelihood
 from diffusion.continuous.process import initial_state
 from diffusion.continuous.score import make_score
 from tests.golden.cld_setup import Comparison, PointwiseNetwork, make_process, runs

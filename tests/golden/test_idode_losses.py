@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.continuous.process import expand
 from diffusion.log_snr.bound import diffusion_terms, loss_weight, prior_term, reconstruction_term
 from diffusion.log_snr.levels import level_log_probabilities
 from diffusion.log_snr.likelihood import decode
 from diffusion.log_snr.schedule import end_point
+from diffusion.tensors import expand
 from tests.golden.idode_setup import (
     DTYPES,
     TOLERANCE,

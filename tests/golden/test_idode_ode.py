@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.continuous.process import expand
 from diffusion.importance_weighted import importance_weighted_terms
 from diffusion.log_snr.dequantization import (
     dequantize_uniformly,
@@ -17,6 +16,7 @@ from diffusion.log_snr.dequantization import (
 )
 from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
 from diffusion.log_snr.schedule import log_alpha_slope
+from diffusion.tensors import expand
 from tests.golden.idode_setup import (
     DTYPES,
     TOLERANCE,

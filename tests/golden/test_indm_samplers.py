@@ -13,8 +13,8 @@ from diffusion.continuous.latent_sampling import (
 )
 from diffusion.continuous.predictor_corrector import langevin, predictor_corrector, reverse_diffusion
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.process import expand
 from diffusion.continuous.samplers import probability_flow
+from diffusion.tensors import expand
 from models.residual_flow import InverseSettings
 from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, tiny_flow, toy_score
 

@@ -6,7 +6,7 @@ import torch
 
 from models.flowpp import bijections, logistic_mixture
 from models.flowpp.bijections import ActivationNorm, PointwiseMap
-from models.flowpp.coupling import SMALLEST_LOG_SCALE, MixtureCoupling, published_log_odds
+from models.flowpp.coupling import SMALLEST_LOG_SCALE, MixtureCoupling, floored_log_odds
 from models.flowpp.layers import ChannelNorm, GatedAttention, GatedConvolution, concat_elu, gate
 from tests.golden import vectors
 from tests.golden.flowpp_setup import (
@@ -98,11 +98,11 @@ def test_sigmoid_and_logit(given, check):
     y, log_determinant = bijections.sigmoid(given("sigmoid/in/x"))
     check(y, "sigmoid/out/h")
     check(log_determinant, "sigmoid/out/logd")
-    x, log_derivative = bijections.published_logit(given("logit/in/y"))
+    x, log_derivative = bijections.floored_logit(given("logit/in/y"))
     check(x, "logit/out/h")
     check(bijections.per_sample(log_derivative), "logit/out/logd")
     in_reach = given("logit/in/y").clamp(0.01, 0.99)
-    x, log_derivative = bijections.published_logit(in_reach)
+    x, log_derivative = bijections.floored_logit(in_reach)
     ours, log_determinant = bijections.logit(in_reach)
     assert_near(ours, x.double().numpy(), 1e-4)
     assert_near(log_determinant, bijections.per_sample(log_derivative).numpy(), 1e-4)
@@ -221,7 +221,7 @@ def test_coupling(picture, check, blocks, precision, architecture, published):
     check(channels_last(below.exp()), f"{block}/mid/cdf")
     cdf_log_determinant = bijections.per_sample(logistic_mixture.log_density(b, components))
     check(cdf_log_determinant, f"{block}/mid/cdf_logd")
-    rule = published_log_odds if published else logistic_mixture.log_odds
+    rule = floored_log_odds if published else logistic_mixture.log_odds
     log_odds, log_derivative = rule(b, components)
     if not published and log_odds.abs().max() > LARGEST_LOG_ODDS[precision]:
         pytest.skip("the recorded values reach the floors of the public logit")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.bits import PixelScale, in_bits_per_dimension
+from diffusion.continuous.likelihood import negative_log_likelihood_terms, ode_log_likelihood
 from diffusion.continuous.reverse import probability_flow_drift
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,

@@ -6,8 +6,8 @@ import torch
 from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.kernel import perturb
 from diffusion.continuous.losses import scoreflow_loss, training_times
-from diffusion.continuous.process import expand
 from diffusion.continuous.score import make_labelled_score, time_label
+from diffusion.tensors import expand
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
     PRECISIONS,

@@ -11,8 +11,9 @@ from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.kernel import kernel_mean
 from diffusion.continuous.predictor_corrector import reverse_diffusion
 from diffusion.continuous.prior import prior_log_density
-from diffusion.continuous.process import drift, expand
+from diffusion.continuous.process import drift
 from diffusion.continuous.reverse import probability_flow_drift, reverse_drift
+from diffusion.tensors import expand
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
     TOLERANCES,

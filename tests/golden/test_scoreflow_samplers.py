@@ -7,8 +7,8 @@ import torch
 from diffusion.continuous.chain import grid_index
 from diffusion.continuous.predictor_corrector import CORRECTORS, PREDICTORS, denoise, predictor_corrector
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.process import expand
 from diffusion.continuous.samplers import probability_flow
+from diffusion.tensors import expand
 from tests.golden.scoreflow_setup import LOOSE_TOLERANCES, TOLERANCES, comparison, make_process, toy_score
 from tests.golden.vectors import load
 

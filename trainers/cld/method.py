@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
 
 import torch
 
-from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.continuous.cld import CriticallyDampedLangevin
+from diffusion.bits import PixelScale, in_bits_per_dimension
 from diffusion.continuous.importance import ImportanceTimes
-from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.continuous.likelihood import negative_log_likelihood_terms
 from diffusion.continuous.losses import score_matching_loss
-from diffusion.continuous.noise_schedule import LinearBeta
 from diffusion.continuous.prior import prior_sample
 from diffusion.continuous.process import Process, initial_state, state_shape
-from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
+from diffusion.continuous.processes import make_process
+from diffusion.continuous.samplers import StepGrid, euler_maruyama, probability_flow, sscs
 from diffusion.continuous.score import make_score
-from diffusion.continuous.vp import VariancePreserving
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from trainers.cld.options import CldOptions
+from trainers.cld.published import behaviour
 from trainers.method import Update
 from trainers.networks import make_score_network, score_network_settings
 from trainers.options import OptimizationOptions
+from trainers.score_model import draw_probe, flow_likelihood, in_precisions, rounded, sampling_solver
 from trainers.state import TrainingState
-from trainers.update import compiled, make_scaler, make_updater, with_autocast
+from trainers.update import make_scaler, make_updater
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.data.options import DataOptions
@@ -34,19 +34,9 @@ from util.noise import Noise
 from util.run_options import RunOptions
 
 
-def make_process(config: Config) -> CriticallyDampedLangevin | VariancePreserving:
-    """The forward process that the options describe."""
-    options = config[CldOptions]
-    schedule = LinearBeta(options.beta0, options.beta1)
-    if options.sde == "vpsde":
-        return VariancePreserving(schedule)
-    objective: Literal["hsm", "dsm"] = "hsm" if options.cld_objective == "hsm" else "dsm"
-    return CriticallyDampedLangevin(schedule, options.m_inv, options.gamma, options.numerical_eps, objective)
-
-
 def check_cld(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    make_process(config)
+    make_process(config[CldOptions].sde, config[CldOptions])
     n_channels = config[DataOptions].shape[0]
     score_network_settings(config, n_channels, n_channels)
     objective, sampling = config[CldOptions], config[CldOptions]
@@ -75,7 +65,10 @@ class ScoreMatching:
         self.unit = "bits/dim" if self.is_image else "nats"
         self.scale = PixelScale(centered=config[DataOptions].center_image)
         self.data_shape = config[DataOptions].shape
-        self.process: Process = make_process(config)
+        options = config[CldOptions]
+        self.behaviour = behaviour(config[RunOptions].published_behaviour)
+        self.process: Process = make_process(options.sde, options)
+        self._sscs: Callable[..., tuple[torch.Tensor, int]] = partial(sscs, repeat_first_half=self.behaviour.repeat_first_half)
         objective = config[CldOptions]
         self._importance = (
             ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
@@ -89,16 +82,9 @@ class ScoreMatching:
         self.heed: Callable[[], None] = go_on
         name = "nelbo" if self.process.velocity_variance is not None else "negative_log_likelihood"
         self.likelihoods = {name: self.negative_log_likelihood}
-        optimization = config[OptimizationOptions]
-        self._training_score = self._score(compiled(self.network, optimization), optimization.autocast_train)
-        self._sampling_score = self._score(self.network, config[OptimizationOptions].autocast_eval)
-        self._exact_score = self._score(self.network, autocast=False)
-
-    def _score(
-        self, network: Callable[..., torch.Tensor], autocast: bool
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
-        return make_score(self.process, called, mixed=self.config[CldOptions].mixed_score)
+        self._score = in_precisions(self.network, self.device, config[OptimizationOptions]).map(
+            lambda called: make_score(self.process, called, mixed=options.mixed_score)
+        )
 
     def _to_data(self, batch: torch.Tensor, noise: Noise, dequantize: bool) -> torch.Tensor:
         """What the diffusion sees of a batch."""
@@ -128,42 +114,31 @@ class ScoreMatching:
 
     def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
-        return self._loss(self._training_score, batch.data, noise)
+        return self._loss(self._score.training, batch.data, noise)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
         with self.updater.averaged(), torch.no_grad():
-            return self._loss(self._sampling_score, batch, noise)
+            return self._loss(self._score.sampling, batch, noise)
 
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
         options = self.config[CldOptions]
         shape = state_shape(self.process, self.data_shape)
         prior = prior_sample(self.process, noise.normal(*shape))
-        common: dict[str, Any] = {"sampling_eps": options.sampling_eps, "denoise": options.denoising}
-        steps: dict[str, Any] = {
-            "n_evaluations": options.n_discrete_steps,
-            "striding": options.striding,
-            "normal": lambda: noise.normal(*shape),
-        }
-        published = self.config[RunOptions].published_behaviour
+        grid = StepGrid(options.n_discrete_steps, options.sampling_eps, options.striding, options.denoising)
+        model = (self.process, self._score.sampling, prior)
         with self.updater.averaged():
             if options.sampling_method == "ode":
-                solver: dict[str, Any] = {
-                    "solver": options.sampling_solver,
-                    "rtol": options.sampling_rtol,
-                    "atol": options.sampling_atol,
-                    "n_steps": options.sampling_n_steps or None,
-                }
                 state, n_evaluations = probability_flow(
-                    self.process, self._sampling_score, prior, **common, **solver, published_behaviour=published
-                )
-            elif options.sampling_method == "em":
-                state, n_evaluations = euler_maruyama(self.process, self._sampling_score, prior, **common, **steps)
+                    *model, sampling_eps=options.sampling_eps, denoise=options.denoising,
+                    solver=sampling_solver(options), inputs_dtype=self.behaviour.sampling_dtype,
+                    on_evaluation=lambda _number, _time: self.heed(),
+                )  # fmt: skip
             else:
-                assert isinstance(self.process, CriticallyDampedLangevin)  # checked with the configuration
-                state, n_evaluations = sscs(
-                    self.process, self._sampling_score, prior, **common, **steps, published_behaviour=published
+                take_steps = euler_maruyama if options.sampling_method == "em" else self._sscs
+                state, n_evaluations = take_steps(
+                    *model, grid, lambda: noise.normal(*shape), on_step=lambda _step: self.heed()
                 )
         data = state[:, : self.data_shape[0]].float()
         return Samples(self.scale.to_unit_interval(data) if self.is_image else data, n_evaluations)
@@ -177,19 +152,11 @@ class ScoreMatching:
         x = self._to_data(batch, noise, dequantize=True)
         has_velocity = self.process.velocity_variance is not None
         start = initial_state(self.process, x, noise.normal(*self.data_shape) if has_velocity else None)
-        draw = {"rademacher": noise.rademacher, "gaussian": noise.normal}.get(options.likelihood_hutchinson_type)
+        probe = draw_probe(noise, state_shape(self.process, self.data_shape), options)
+        smallest_time = rounded(options.likelihood_eps, self.behaviour.likelihood_start_dtype)
         with self.updater.averaged():
-            likelihood = ode_log_likelihood(
-                self.process,
-                self._exact_score,
-                start,
-                draw(*state_shape(self.process, self.data_shape)) if draw is not None else None,
-                start=options.likelihood_eps,
-                solver=options.likelihood_solver,
-                rtol=options.likelihood_rtol,
-                atol=options.likelihood_atol,
-                n_steps=options.likelihood_n_steps or None,
-                published_behaviour=self.config[RunOptions].published_behaviour,
+            likelihood = flow_likelihood(
+                self.process, self._score.exact, start, probe, smallest_time, options, self.heed
             )
         terms = negative_log_likelihood_terms(self.process, likelihood)
         if self.is_image:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from diffusion.bits import PixelScale, probabilities_in_bits_per_dimension
-from diffusion.discrete.bound import variational_bound
-from diffusion.discrete.ddim import ancestral, ddim
+from diffusion.bits import PixelScale, in_bits_per_dimension
+from diffusion.discrete.bound import discrete_variational_bound
+from diffusion.discrete.ddim import OnLabel
 from diffusion.discrete.ddpm import PredictNoise, noise_prediction_loss
 from diffusion.discrete.schedule import choose_labels, make_schedule
-from diffusion.model import LogLikelihood, Samples, go_on
+from diffusion.model import LogLikelihood, Samples, go_on, total
 from trainers.ddpm.options import DdpmOptions
+from trainers.ddpm.published import behaviour
 from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
+from trainers.noise_model import sample_by
 from trainers.options import OptimizationOptions
+from trainers.score_model import Network, in_precisions
 from trainers.state import TrainingState
-from trainers.update import compiled, make_scaler, make_updater, with_autocast
+from trainers.update import make_scaler, make_updater
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.data.options import DataOptions
@@ -35,17 +37,15 @@ N_STATES_OF_TRAJECTORY = 10
 
 def check_ddpm(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
-    data, discrete, sampling = config[DataOptions], config[DdpmOptions], config[DdpmOptions]
+    data, discrete = config[DataOptions], config[DdpmOptions]
     if not data.is_image:
         raise UsageError("--system ddpm needs images; use --system cld for points")
     if not data.center_image:
         raise UsageError("--system ddpm clips and counts grey levels on [-1, 1]; leave center_image true")
     if data.uniform_dequantization:
         raise UsageError("--uniform_dequantization: the bound of ddpm is on grey levels themselves; leave it out")
-    if sampling.sampling_method not in ("ancestral", "ddim"):
-        raise UsageError(f"--sampling_method {sampling.sampling_method}: use ancestral or ddim with --system ddpm")
     make_schedule(discrete.noise_schedule, discrete.diffusion_steps)
-    choose_labels(discrete.skip_type, sampling.n_discrete_steps, discrete.diffusion_steps)
+    choose_labels(discrete.skip_type, discrete.n_discrete_steps, discrete.diffusion_steps)
     noise_network_settings(config)
 
 
@@ -71,7 +71,9 @@ class NoisePrediction:
         self.data_shape = (data.image_channels, data.image_size, data.image_size)
         self.scale = PixelScale(centered=True)
         self.schedule = make_schedule(
-            discrete.noise_schedule, discrete.diffusion_steps, config[RunOptions].published_behaviour
+            discrete.noise_schedule,
+            discrete.diffusion_steps,
+            single_precision=behaviour(config[RunOptions].published_behaviour).single_precision,
         ).to(self.device)
         self.network = make_noise_network(config, self.device)
         self.updater = make_updater(self.network, optimization, config[DdpmOptions].learning_rate)
@@ -80,14 +82,12 @@ class NoisePrediction:
         self.state = TrainingState.of(self.updaters, make_scaler(optimization, self.device))
         self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo}
-        self._training_prediction = self._prediction(compiled(self.network, optimization), optimization.autocast_train)
-        self._sampling_prediction = self._prediction(self.network, optimization.autocast_eval)
-        self._exact_prediction = self._prediction(self.network, autocast=False)
+        scale = label_scale(config)
 
-    def _prediction(self, network: Callable[..., torch.Tensor], autocast: bool) -> PredictNoise:
-        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
-        scale = label_scale(self.config)
-        return lambda state, labels: called(state, labels.double() * scale).float()
+        def prediction(called: Network) -> PredictNoise:
+            return lambda state, labels: called(state, labels.double() * scale).float()
+
+        self._predict = in_precisions(self.network, self.device, optimization).map(prediction)
 
     def _loss(self, predict_noise: PredictNoise, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
@@ -98,12 +98,12 @@ class NoisePrediction:
 
     def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
-        return self._loss(self._training_prediction, batch.data, noise)
+        return self._loss(self._predict.training, batch.data, noise)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
         with self.updater.averaged(), torch.no_grad():
-            return self._loss(self._sampling_prediction, batch, noise)
+            return self._loss(self._predict.sampling, batch, noise)
 
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
@@ -125,28 +125,27 @@ class NoisePrediction:
         self._draw(noise, on_step=keep)
         return {name: self.scale.to_unit_interval(torch.stack(images, dim=1)) for name, images in states.items()}
 
-    def _draw(
-        self, noise: Noise, on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
-    ) -> tuple[torch.Tensor, int]:
-        discrete, sampling = self.config[DdpmOptions], self.config[DdpmOptions]
-        labels = choose_labels(discrete.skip_type, sampling.n_discrete_steps, len(self.schedule)).to(self.device)
-        common: dict[str, Any] = {
-            "normal": lambda: noise.normal(*self.data_shape),
-            "clip": discrete.clip_denoised,
-            "on_step": on_step,
-        }
-        arguments = (self._sampling_prediction, self.schedule.subset(labels), noise.normal(*self.data_shape))
+    def _draw(self, noise: Noise, on_step: OnLabel | None = None) -> tuple[torch.Tensor, int]:
+        options = self.config[DdpmOptions]
+        labels = choose_labels(options.skip_type, options.n_discrete_steps, len(self.schedule)).to(self.device)
+
+        def heeding(step: int, state: torch.Tensor, data: torch.Tensor) -> None:
+            self.heed()
+            if on_step is not None:
+                on_step(step, state, data)
+
         with self.updater.averaged():
-            if sampling.sampling_method == "ddim":
-                return ddim(*arguments, eta=discrete.ddim_eta, **common)
-            return ancestral(*arguments, variance=discrete.model_var_type, **common)
+            return sample_by(
+                options.sampling_method, self._predict.sampling, self.schedule.subset(labels),
+                lambda: noise.normal(*self.data_shape), options, heeding,
+            )  # fmt: skip
 
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound on the grey levels, for ancestral sampling over all steps."""
         discrete = self.config[DdpmOptions]
         with self.updater.averaged():
-            nats, n_evaluations = variational_bound(
-                self._exact_prediction,
+            nats, n_evaluations = discrete_variational_bound(
+                self._predict.exact,
                 self.schedule,
                 _on_interval(batch),
                 normal=lambda: noise.normal(*self.data_shape),
@@ -155,8 +154,8 @@ class NoisePrediction:
                 clip=discrete.clip_denoised,
                 n_labels=discrete.bound_n_labels or None,
             )
-        terms = probabilities_in_bits_per_dimension(nats, batch[0].numel())
-        return LogLikelihood(torch.stack(list(terms.values())).sum(0), terms, n_evaluations)
+        terms = in_bits_per_dimension(nats, batch[0].numel(), None)
+        return LogLikelihood(total(terms), terms, n_evaluations)
 
 
 def _on_interval(pixels: torch.Tensor) -> torch.Tensor:

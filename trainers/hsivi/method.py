@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from diffusion.bits import PixelScale
-from diffusion.discrete.ddim import ancestral, ddim
 from diffusion.discrete.hsivi import (
     Hierarchy,
     Network,
@@ -32,8 +31,10 @@ from diffusion.model import LogLikelihood, Samples, go_on
 from models.log_gamma import LOG_GAMMA, add_log_gamma
 from trainers.hsivi.options import HsiviOptions
 from trainers.hsivi.pretrained import Pretrained, read_pretrained
+from trainers.hsivi.published import behaviour
 from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
+from trainers.noise_model import sample_by
 from trainers.options import NetworkChoice, OptimizationOptions, TrainingOptions
 from trainers.state import TrainingState
 from trainers.update import ADAM_BETA1, Updater, make_scaler, with_autocast
@@ -94,7 +95,7 @@ def network_labels(config: Config, labels: torch.Tensor) -> torch.Tensor:
     The public code asks a teacher of 4,000 rescaled steps with the labels of 1,000 steps, 0.75 too small.
     """
     discrete = config[HsiviOptions]
-    if config[RunOptions].published_behaviour:
+    if not behaviour(config[RunOptions].published_behaviour).teacher_labels:
         return labels.double()
     n_teacher_steps = config[HsiviOptions].teacher_diffusion_steps or discrete.diffusion_steps
     largest_label = LARGEST_LABEL if discrete.rescale_timesteps else n_teacher_steps
@@ -107,12 +108,12 @@ def make_hierarchy_of(config: Config, device: torch.device | str = "cpu") -> Hie
     Raises:
         UsageError: options that allow none.
     """
-    discrete, published = config[HsiviOptions], config[RunOptions].published_behaviour
-    labels = choose_labels(discrete.skip_type, config[HsiviOptions].n_discrete_steps, discrete.diffusion_steps)
-    schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps, published).subset(labels).to(device)
+    options, single = config[HsiviOptions], behaviour(config[RunOptions].published_behaviour).single_precision
+    labels = choose_labels(options.skip_type, options.n_discrete_steps, options.diffusion_steps)
+    schedule = make_schedule(options.noise_schedule, options.diffusion_steps, single).subset(labels).to(device)
     variances = schedule.one_minus_alphas_bar
     return make_hierarchy(
-        network_labels(config, schedule.labels), variances.float() if published else variances, config[HsiviOptions].eta
+        network_labels(config, schedule.labels), variances.float() if single else variances, options.eta
     )
 
 
@@ -150,6 +151,7 @@ class HierarchicalMatching:
         data, options, optimization = config[DataOptions], config[HsiviOptions], config[OptimizationOptions]
         self.data_shape = (data.image_channels, data.image_size, data.image_size)
         self.scale = PixelScale(centered=True)
+        self.behaviour = behaviour(config[RunOptions].published_behaviour)
         self.hierarchy = make_hierarchy_of(config, self.device)
         self.likelihoods: dict[str, Callable[[torch.Tensor, Noise], LogLikelihood]] = {}
 
@@ -204,7 +206,7 @@ class HierarchicalMatching:
         """
         path = self.config[HsiviOptions].pretrained_model
         pretrained = read_pretrained(
-            Path(self.config[RunOptions].root) / path, averaged=not self.config[RunOptions].published_behaviour
+            Path(self.config[RunOptions].root) / path, averaged=self.behaviour.starts_from_averages
         )
         self._check_teacher_steps(pretrained)
         gamma = {LOG_GAMMA: torch.zeros_like(self.log_gamma)}
@@ -261,7 +263,7 @@ class HierarchicalMatching:
         total = self.config[TrainingOptions].total_batch_size
         positions = positions.cpu()
         places = positions % total
-        source, mirrored = mirror(places, total, run.published_behaviour)
+        source, mirrored = mirror(places, total, self.behaviour.by_halves)
         noise = Noise(run.seed, f"{purpose} depth {run.cont_nbr}", positions - places + source, self.state.step)
         if n_pairs == 1:
             drawn = noise.integers(n_layers, 1) + 1
@@ -288,7 +290,7 @@ class HierarchicalMatching:
     @contextlib.contextmanager
     def _sampling_weights(self) -> Iterator[None]:
         """Averaged weights of phi and f; the public code samples with the raw ones."""
-        if self.config[RunOptions].published_behaviour:
+        if not self.behaviour.samples_from_averages:
             yield
             return
         with self._phi_updater.ema.average_weights(), self._f_updater.ema.average_weights():
@@ -313,6 +315,7 @@ class HierarchicalMatching:
         with self._sampling_weights():
             for transition in self._layers(start, noise):
                 state = transition.state
+                self.heed()
         return Samples(self.scale.to_unit_interval(state), self.hierarchy.n_layers)
 
     def trajectory(self, noise: Noise) -> dict[str, torch.Tensor]:
@@ -353,14 +356,8 @@ class HierarchicalMatching:
         def predict_noise(state: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return teacher(state, network_labels(self.config, labels)).float()
 
-        start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
-        if sampler == "ddim":
-            data, n_evaluations = ddim(
-                predict_noise, schedule, start, normal=normal, eta=discrete.ddim_eta, clip=discrete.clip_denoised
-            )
-        else:
-            data, n_evaluations = ancestral(
-                predict_noise, schedule, start, normal=normal, variance=discrete.model_var_type,
-                clip=discrete.clip_denoised,
-            )  # fmt: skip
+        data, n_evaluations = sample_by(
+            sampler, predict_noise, schedule, partial(noise.normal, *self.data_shape), discrete,
+            lambda _step, _state, _data: self.heed(),
+        )  # fmt: skip
         return Samples(self.scale.to_unit_interval(data).float(), n_evaluations)

@@ -29,11 +29,13 @@ from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.vdm_unet import VDMUNet, VDMUNetSettings
 from trainers.idode.augmentation import flip_and_rotate
 from trainers.idode.options import IdodeOptions
+from trainers.idode.published import behaviour
 from trainers.method import Update
 from trainers.networks import seeded
 from trainers.options import OptimizationOptions, TrainingOptions
+from trainers.score_model import draw_probe, in_precisions, likelihood_solver, sampling_solver
 from trainers.state import TrainingState
-from trainers.update import ADAM_BETA1, Updater, compiled, make_scaler, with_autocast
+from trainers.update import ADAM_BETA1, Updater, make_scaler
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.data.options import DataOptions
@@ -45,7 +47,7 @@ from util.optimization import linear_learning_rate, make_optimizer
 from util.run_options import RunOptions
 
 
-def make_schedule(config: Config) -> LogSnrSchedule:
+def make_log_snr_schedule(config: Config) -> LogSnrSchedule:
     """The schedule that the options describe."""
     kind = StraightPath if config[IdodeOptions].sde == "sp" else VariancePreservingPath
     return kind(config[IdodeOptions].gamma_min, config[IdodeOptions].gamma_max)
@@ -81,7 +83,7 @@ def check_idode(config: Config) -> None:
         raise UsageError(
             f"--dequantization uniform starts at gamma {UNIFORM_START_GAMMA}; choose another, or a gamma_max above that"
         )
-    make_schedule(config)
+    make_log_snr_schedule(config)
     network_settings(config)
 
 
@@ -101,7 +103,8 @@ class DiffusionOde:
         self.device = distributed.device
         self.scale = PixelScale()
         self.data_shape = config[DataOptions].shape
-        self.schedule = make_schedule(config)
+        self.behaviour = behaviour(config[RunOptions].published_behaviour)
+        self.schedule = make_log_snr_schedule(config)
         velocity = config[IdodeOptions].velocity
         self.parameterisation: Parameterisation = VelocityPrediction() if velocity else NoisePrediction()
         settings, optimization = network_settings(config), config[OptimizationOptions]
@@ -131,11 +134,7 @@ class DiffusionOde:
         self.state = TrainingState.of(self.updaters, make_scaler(optimization, self.device))
         self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
-        self._training_network = with_autocast(
-            compiled(self.network, optimization), self.device, optimization, optimization.autocast_train
-        )
-        self._sampling_network = with_autocast(self.network, self.device, optimization, optimization.autocast_eval)
-        self._exact_network = with_autocast(self.network, self.device, optimization, enabled=False)
+        self._called = in_precisions(self.network, self.device, optimization)
 
     def _terms(
         self,
@@ -154,7 +153,7 @@ class DiffusionOde:
             levels,
             noise.normal(*shape),
             self.scale,
-            published_behaviour=self.config[RunOptions].published_behaviour,
+            divisions_by_alpha=self.behaviour.divisions_by_alpha,
         )
         terms = {"reconstruction": reconstruction, "prior": prior_term(self.schedule, x)}
         terms |= diffusion_terms(
@@ -183,7 +182,7 @@ class DiffusionOde:
         # Fused attention kernels have no second derivative.
         attention = sdpa_kernel(SDPBackend.MATH) if options.second_order else contextlib.nullcontext()
         with attention:
-            terms = self._terms(self._training_network, levels, conditioning, t, noise, options.second_order)
+            terms = self._terms(self._called.training, levels, conditioning, t, noise, options.second_order)
         return sum(terms.values(), torch.zeros_like(t))
 
     def _first_time(self) -> torch.Tensor:
@@ -202,7 +201,7 @@ class DiffusionOde:
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,), bits/dim."""
-        terms = self._evaluated_terms(self._sampling_network, batch, noise, self.config[IdodeOptions].second_order)
+        terms = self._evaluated_terms(self._called.sampling, batch, noise, self.config[IdodeOptions].second_order)
         return total(terms)
 
     def sample(self, noise: Noise) -> Samples:
@@ -211,59 +210,56 @@ class DiffusionOde:
         with self.updater.averaged():
             z, n_evaluations = ode_sample(
                 self.schedule,
-                self._drift(self._sampling_network, len(noise)),
+                self._drift(self._called.sampling, len(noise)),
                 noise.normal(*self.data_shape),
-                solver=options.sampling_solver,
-                rtol=options.sampling_rtol,
-                atol=options.sampling_atol,
-                n_steps=options.sampling_n_steps or None,
+                sampling_solver(options),
+                on_evaluation=lambda _number, _time: self.heed(),
             )
-        levels = decode(self.schedule, z, self.scale, published_behaviour=self.config[RunOptions].published_behaviour)
+        levels = decode(self.schedule, z, self.scale, divisions_by_alpha=self.behaviour.divisions_by_alpha)
         return Samples(levels.float() / (self.scale.n_levels - 1), n_evaluations)
 
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound on -log P(levels), at one draw."""
-        terms = self._evaluated_terms(self._exact_network, batch, noise, second_order=False)
+        terms = self._evaluated_terms(self._called.exact, batch, noise, second_order=False)
         return LogLikelihood(total(terms), terms, 0)
 
     def negative_log_likelihood(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """-log P(levels) of the ODE, or rather the bound on it that dequantization gives, at one draw of it or K."""
-        options, likelihood = self.config[IdodeOptions], self.config[IdodeOptions]
-        published = self.config[RunOptions].published_behaviour
-        draw_probe = noise.rademacher if likelihood.likelihood_hutchinson_type == "rademacher" else noise.normal
+        options = self.config[IdodeOptions]
         # One probe for all draws: were its error another in each, a mean of weights would favour the errors upwards.
-        probe = draw_probe(*self.data_shape)
+        probe = draw_probe(noise, self.data_shape, options)
         draws, n_evaluations = [], 0
         with self.updater.averaged():
-            drift = self._drift(self._exact_network, len(batch))
+            drift = self._drift(self._called.exact, len(batch))
             for _ in range(options.n_importance_samples):
                 terms, n = ode_likelihood_terms(
                     self.schedule,
                     drift,
                     self._dequantize(batch, noise),
                     probe,
-                    solver=likelihood.likelihood_solver,
-                    rtol=likelihood.likelihood_rtol,
-                    atol=likelihood.likelihood_atol,
-                    n_steps=likelihood.likelihood_n_steps or None,
+                    likelihood_solver(options),
+                    on_evaluation=lambda _number, _time: self.heed(),
                 )
                 draws.append(terms)
                 n_evaluations += n
-        terms = importance_weighted_terms(draws, published_behaviour=published)
+        terms = importance_weighted_terms(draws, of_the_sum=self.behaviour.of_the_sum)
         scale = self.scale if options.dequantization == "uniform" else None
         terms = in_bits_per_dimension(terms, batch[0].numel(), scale)
         return LogLikelihood(total(terms), terms, n_evaluations)
 
     def _dequantize(self, levels: torch.Tensor, noise: Noise) -> Dequantized:
         options, shape = self.config[IdodeOptions], self.data_shape
-        published = self.config[RunOptions].published_behaviour
         if options.dequantization == "uniform":
             uniform = noise.uniform(*shape)
-            return dequantize_uniformly(self.schedule, levels, uniform, self.scale, published_behaviour=published)
+            return dequantize_uniformly(
+                self.schedule, levels, uniform, self.scale, within_range=self.behaviour.within_range
+            )
         common: dict[str, Any] = {"scale": self.scale, "mean_entropy": options.n_importance_samples == 1}
         if options.dequantization == "variational":
             normal = noise.normal(*shape)
-            return dequantize_variationally(self.schedule, levels, normal, **common, published_behaviour=published)
+            return dequantize_variationally(
+                self.schedule, levels, normal, **common, divisions_by_alpha=self.behaviour.divisions_by_alpha
+            )
         truncated = truncated_normal(noise.uniform(*shape, dtype=torch.float64), truncation(self.schedule, self.scale))
         return dequantize_within_levels(self.schedule, levels, truncated, **common)
 

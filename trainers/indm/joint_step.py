@@ -53,7 +53,8 @@ class JointObjective:
         smallest_time: truncation of the diffusion's times.
         reduce_mean: divide everything by the number of data dimensions.
         reconstruction_loss: add what the truncation leaves out.
-        published_behaviour: as in ``weighted_times``.
+        weighs_length: as in ``weighted_times``.
+        means_add_up: the objective of a step is the sum of the means of its micro-batches.
     """
 
     process: WeightedProcess
@@ -62,7 +63,8 @@ class JointObjective:
     smallest_time: float
     reduce_mean: bool
     reconstruction_loss: bool
-    published_behaviour: bool
+    weighs_length: bool = True
+    means_add_up: bool = False
 
     def score_loss(
         self,
@@ -80,7 +82,7 @@ class JointObjective:
             smallest_time,
             weighting=self.weighting,
             importance_sampling=importance_sampling,
-            published_behaviour=self.published_behaviour,
+            weighs_length=self.weighs_length,
         )
         loss = latent_score_loss(self.process, score, latents, times, noise.normal(*shape).to(latents))
         if self.reconstruction_loss:
@@ -265,8 +267,7 @@ class JointStep:
 
     def _share(self, batches: Sequence[tuple[torch.Tensor, Draws]], total_batch_size: int) -> float:
         """What each sample counts for in the objective."""
-        # The public code adds up the means of its micro-batches.
-        n_means = len(batches) if self.objective.published_behaviour else 1
+        n_means = len(batches) if self.objective.means_add_up else 1
         return n_means / total_batch_size
 
     def _mean(

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,25 +19,29 @@ from diffusion.continuous.latent_loss import (
     reconstruction_residual,
     weighted_times,
 )
-from diffusion.continuous.latent_sampling import denoised_predictor_corrector, end_step, probability_flow_path
-from diffusion.continuous.likelihood import ode_log_likelihood
-from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.predictor_corrector import predictor_corrector
+from diffusion.continuous.latent_sampling import (
+    DenoisedPredictorCorrector,
+    denoised_predictor_corrector,
+    end_step,
+    probability_flow_path,
+)
+from diffusion.continuous.predictor_corrector import PredictorCorrector, predictor_corrector
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.process import ScoreFunction, expand
+from diffusion.continuous.processes import make_process
 from diffusion.continuous.samplers import probability_flow
-from diffusion.continuous.score import make_labelled_score
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.residual_flow import FlowOutput, FlowSettings, InverseSettings, InvertibleFlow, draw_flow_noise
 from trainers.indm.joint_step import Draws, JointObjective, JointStep, StepFunction, latents_alone
 from trainers.indm.options import IndmOptions
+from trainers.indm.published import behaviour
 from trainers.method import Update
 from trainers.networks import make_score_network, score_network_settings, seeded
 from trainers.options import OptimizationOptions, TrainingOptions
+from trainers.score_model import draw_probe, flow_likelihood, in_precisions, labelled_score, rounded, sampling_solver
 from trainers.state import TrainingState
-from trainers.update import ADAM_BETA1, Updater, compiled, make_scaler, make_updater, with_autocast
+from trainers.update import ADAM_BETA1, Updater, make_scaler, make_updater
 from util.config import Config
 from util.data.dataset import open_dataset
 from util.data.loader import MicroBatch
@@ -51,20 +55,6 @@ from util.run_options import RunOptions
 
 N_FRAMES = 12
 _DATA_MEAN_BATCH = 128
-
-
-def make_latent_process(config: Config) -> VarianceExploding | VariancePreserving:
-    """The diffusion of the latents that the options describe.
-
-    Raises:
-        UsageError: INDM has no such diffusion.
-    """
-    options = config[IndmOptions]
-    if options.sde == "vesde":
-        return VarianceExploding(options.sigma_min, options.sigma_max)
-    if options.sde == "vpsde":
-        return VariancePreserving(LinearBeta(options.beta0, options.beta1))
-    raise UsageError(f"--sde {options.sde}: the latents of --system indm diffuse by vpsde or vesde; choose one of them")
 
 
 def flow_settings(config: Config) -> FlowSettings:
@@ -82,7 +72,7 @@ def check_indm(config: Config) -> None:
     objective, sampling, joint = config[IndmOptions], config[IndmOptions], config[IndmOptions]
     if not config[DataOptions].is_image:
         raise UsageError("--system indm: its flow is of images; choose an image data set")
-    make_latent_process(config)
+    make_process(config[IndmOptions].sde, config[IndmOptions])
     n_channels = config[DataOptions].shape[0]
     score_network_settings(config, n_channels, n_channels)
     flow_settings(config)
@@ -102,7 +92,7 @@ def check_indm(config: Config) -> None:
 class JointDiffusion:
     """The ``indm`` system; see ``trainers.method.Method``.
 
-    Evaluations use the averaged weights of both networks; with ``published_behaviour`` the flow keeps its own.
+    Evaluations use the averaged weights of both networks; or else the flow keeps its own (``averages_flow``).
 
     Args:
         config: checked.
@@ -116,7 +106,9 @@ class JointDiffusion:
         self.device = distributed.device
         self.scale = PixelScale(centered=config[DataOptions].center_image)
         self.data_shape = config[DataOptions].shape
-        self.process = make_latent_process(config)
+        options = config[IndmOptions]
+        self.behaviour = behaviour(config[RunOptions].published_behaviour)
+        self.process = cast(VarianceExploding | VariancePreserving, make_process(options.sde, options))
         channels = config[DataOptions].image_channels
         self.network = make_score_network(config, channels, channels, self.device)
         self.flow = cast(
@@ -142,10 +134,9 @@ class JointDiffusion:
             "negative_log_likelihood": self.negative_log_likelihood,
             "negative_log_likelihood_with_residual": partial(self.negative_log_likelihood, with_residual=True),
         }
-        optimization = config[OptimizationOptions]
-        self._training_score = self._score(compiled(self.network, optimization), optimization.autocast_train)
-        self._sampling_score = self._score(self.network, config[OptimizationOptions].autocast_eval)
-        self._exact_score = self._score(self.network, autocast=False)
+        self._score = in_precisions(self.network, self.device, config[OptimizationOptions]).map(
+            lambda called: labelled_score(self.process, called)
+        )
         self.objective = JointObjective(
             self.process,
             config[IndmOptions].weighting,
@@ -153,12 +144,13 @@ class JointDiffusion:
             config[IndmOptions].loss_eps,
             config[IndmOptions].reduce_mean,
             config[IndmOptions].reconstruction_loss,
-            config[RunOptions].published_behaviour,
+            self.behaviour.weighs_length,
+            self.behaviour.means_add_up,
         )
         joint = config[IndmOptions]
         self._step = JointStep(
             self.objective,
-            self._training_score,
+            self._score.training,
             self.flow,
             self.score_updater,
             self.flow_updater,
@@ -169,23 +161,12 @@ class JointDiffusion:
         )
         self._data_mean: tuple[int, torch.Tensor] | None = None
 
-    def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
-        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
-        exploding = isinstance(self.process, VarianceExploding)
-
-        def output(state: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            values = called(state.float(), label.float()).float()
-            # The label is sigma: over all of its range the network's own output stays of the order of 1.
-            return values / expand(label.float(), values) if exploding else values
-
-        return make_labelled_score(self.process, output)
-
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
         """Both networks in evaluation mode, with their averaged weights."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.score_updater.averaged())
-            if self.config[RunOptions].published_behaviour:
+            if not self.behaviour.averages_flow:
                 self.flow.eval()
                 stack.callback(self.flow.train)
             else:
@@ -207,7 +188,7 @@ class JointDiffusion:
         with self._averaged(), torch.no_grad():
             encoded = self._encode(batch, noise)
             terms = self.objective.terms(
-                self._sampling_score,
+                self._score.sampling,
                 encoded,
                 Draws(noise, noise.shared()),
                 self.objective.smallest_time,
@@ -240,7 +221,7 @@ class JointDiffusion:
                 importance_sampling=True,
             )
             diffusion = implicit_bound_terms(
-                self.process, self._exact_score, z, times, self._normal(noise), self._probe(noise)
+                self.process, self._score.exact, z, times, self._normal(noise), self._probe(noise)
             )
             with torch.no_grad():
                 diffusion["prior"] = -end_log_density(self.process, z, self._normal(noise))
@@ -267,17 +248,9 @@ class JointDiffusion:
                 start = perturb_latents(self.process, start, perturbation, t)
                 with torch.no_grad():
                     residual = self._residual(encoded.z, perturbation, noise)
-            likelihood = ode_log_likelihood(
-                self.process,
-                self._exact_score,
-                start,
-                probe,
-                start=options.likelihood_eps,
-                solver=options.likelihood_solver,
-                rtol=options.likelihood_rtol,
-                atol=options.likelihood_atol,
-                n_steps=options.likelihood_n_steps or None,
-                published_behaviour=self.config[RunOptions].published_behaviour,
+            smallest_time = rounded(options.likelihood_eps, self.behaviour.likelihood_start_dtype)
+            likelihood = flow_likelihood(
+                self.process, self._score.exact, start, probe, smallest_time, options, self.heed
             )
         diffusion = {"divergence": -likelihood.divergence, "prior": -likelihood.prior["x"]}
         if residual is not None:
@@ -288,13 +261,14 @@ class JointDiffusion:
         return noise.normal(*self.data_shape)
 
     def _probe(self, noise: Noise) -> torch.Tensor:
-        gaussian = self.config[IndmOptions].likelihood_hutchinson_type == "gaussian"
-        return self._normal(noise) if gaussian else noise.rademacher(*self.data_shape)
+        probe = draw_probe(noise, self.data_shape, self.config[IndmOptions])
+        assert probe is not None  # checked with the configuration
+        return probe
 
     def _residual(self, latents: torch.Tensor, perturbation: torch.Tensor, noise: Noise) -> torch.Tensor:
-        other = self._normal(noise) if self.config[RunOptions].published_behaviour else None
+        other = self._normal(noise) if self.behaviour.residual_noise_twice else None
         smallest = self.config[IndmOptions].likelihood_eps
-        return reconstruction_residual(self.process, self._exact_score, latents, smallest, perturbation, other)
+        return reconstruction_residual(self.process, self._score.exact, latents, smallest, perturbation, other)
 
     def _joint_likelihood(
         self, diffusion: dict[str, torch.Tensor], encoded: FlowOutput, n_evaluations: int
@@ -304,8 +278,7 @@ class JointDiffusion:
         terms = {**diffusion, "log_determinant": -encoded.log_determinants.sum(1), "code": encoded.kl}
         converted = in_bits_per_dimension(terms, n_dimensions, self.scale)
         latent = torch.stack([converted[name] for name in diffusion]).sum(0)
-        value = torch.stack(list(converted.values())).sum(0)
-        return LogLikelihood(value, converted, n_evaluations, {"latent": latent})
+        return LogLikelihood(total(converted), converted, n_evaluations, {"latent": latent})
 
     def sample(self, noise: Noise) -> Samples:
         """Latents by ``--sampling_method``, codes from their prior, and the flow's inverse."""
@@ -325,80 +298,64 @@ class JointDiffusion:
 
     def _sample_latents(self, noise: Noise, states: list[torch.Tensor] | None) -> tuple[torch.Tensor, int]:
         """Latents and network evaluations; states on the way go into ``states``."""
-        options, joint, chain = self.config[IndmOptions], self.config[IndmOptions], self.config[IndmOptions]
-        published = self.config[RunOptions].published_behaviour
+        options, score = self.config[IndmOptions], self._score.sampling
         state = prior_sample(self.process, self._normal(noise))
-        if joint.data_mean:
+        if options.data_mean:
             state = state + self._mean_of_latents()
         if options.sampling_method == "ode":
-            solver: dict[str, Any] = {
-                "solver": options.sampling_solver,
-                "rtol": options.sampling_rtol,
-                "atol": options.sampling_atol,
-                "n_steps": options.sampling_n_steps or None,
-            }
+            solver = sampling_solver(options)
             if states is not None:
-                states += probability_flow_path(
-                    self.process, self._sampling_score, state, N_FRAMES, options.sampling_eps, **solver
-                )
+                states += probability_flow_path(self.process, score, state, N_FRAMES, options.sampling_eps, solver)
             latents, n_evaluations = probability_flow(
-                self.process,
-                self._sampling_score,
-                state,
-                sampling_eps=options.sampling_eps,
-                denoise=False,
-                published_behaviour=published,
-                **solver,
-            )
+                self.process, score, state, sampling_eps=options.sampling_eps, denoise=False, solver=solver,
+                inputs_dtype=self.behaviour.sampling_dtype, on_evaluation=lambda _number, _time: self.heed(),
+            )  # fmt: skip
             if options.denoising:
                 with torch.no_grad():
-                    latents = end_step(self.process, self._sampling_score, latents, options.sampling_eps)
+                    latents = end_step(self.process, score, latents, options.sampling_eps)
                 n_evaluations += 1
             return latents, n_evaluations
-        common: dict[str, Any] = {
-            "n_steps": options.n_discrete_steps,
-            "sampling_eps": options.sampling_eps,
-            "normal": partial(self._normal, noise),
-            "published_behaviour": published,
-            "on_step": None if states is None else lambda t, x: states.append(x),  # noqa: ARG005
-        }
-        if joint.pc_denoise:
-            return denoised_predictor_corrector(
-                self.process,
-                self._sampling_score,
-                state,
-                snrs=self._snrs(),
-                denoise_time=joint.pc_denoise_time,
-                **common,
+
+        def keep(_time: float, x: torch.Tensor) -> None:
+            self.heed()
+            if states is not None:
+                states.append(x)
+
+        normal = partial(self._normal, noise)
+        if options.pc_denoise:
+            steps = DenoisedPredictorCorrector(
+                self._snrs(), options.sampling_eps, options.pc_denoise_time, self.behaviour.batch_step_sizes
             )
-        return predictor_corrector(
-            self.process,
-            self._sampling_score,
-            state,
-            predictor=chain.predictor,
-            corrector=chain.corrector,
-            n_corrector_steps=chain.n_steps_each,
-            snr=self._snrs(),
-            denoise=options.denoising,
-            **common,
+            return denoised_predictor_corrector(self.process, score, state, steps, normal, keep)
+        chain = PredictorCorrector(
+            options.predictor,
+            options.corrector,
+            options.n_discrete_steps,
+            self._snrs(),
+            options.n_steps_each,
+            options.sampling_eps,
+            options.denoising,
+            batch_step_sizes=self.behaviour.batch_step_sizes,
+            counts_both=self.behaviour.counts_both,
         )
+        return predictor_corrector(self.process, score, state, chain, normal, keep)
 
     def _snrs(self) -> list[float]:
         """Of the Langevin steps at each time."""
-        joint, snr = self.config[IndmOptions], self.config[IndmOptions].snr
-        n_steps = self.config[IndmOptions].n_discrete_steps
-        if joint.snr_scheduling == "none":
+        options = self.config[IndmOptions]
+        snr, n_steps = options.snr, options.n_discrete_steps
+        if options.snr_scheduling == "none":
             return [snr] * n_steps
-        begin, end = joint.begin_snr or snr, joint.end_snr or snr
+        begin, end = options.begin_snr or snr, options.end_snr or snr
         return [begin + (end - begin) * index / n_steps for index in range(n_steps)]
 
     def _sample_codes(self, noise: Noise) -> torch.Tensor:
-        return self.flow.sample_code(noise.normal(self.flow.code_size), self.config[RunOptions].published_behaviour)
+        return self.flow.sample_code(noise.normal(self.flow.code_size), self.behaviour.by_initial_weights)
 
     def _decode(self, latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Images float32 (B, C, H, W) in [0, 1] of latents."""
-        options, published = self.config[IndmOptions], self.config[RunOptions].published_behaviour
-        settings = InverseSettings(options.flow_inverse_tolerance, published_behaviour=published)
+        options = self.config[IndmOptions]
+        settings = InverseSettings(options.flow_inverse_tolerance, stops_together=self.behaviour.stops_together)
         data = self.flow.inverse(options.temperature * latents, codes, settings)
         return self.scale.to_unit_interval(data.float())
 
@@ -417,7 +374,7 @@ class JointDiffusion:
             )
             n_taken = min(n_items, dataset.length or n_items)
             divisor = n_taken
-            if config[RunOptions].published_behaviour:
+            if self.behaviour.whole_batches:
                 # Whole batches, and the number that was meant.
                 n_taken, divisor = -(-n_items // _DATA_MEAN_BATCH) * _DATA_MEAN_BATCH, n_items
             total = torch.zeros(self.data_shape, dtype=torch.float64, device=self.device)

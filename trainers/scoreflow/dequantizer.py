@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diffusion.continuous.bound import BoundEstimator
 from diffusion.continuous.dequantization import dequantization_bound
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
@@ -22,6 +23,7 @@ from trainers.networks import seeded
 from trainers.options import OptimizationOptions
 from trainers.scoreflow.method import ScoreFlow, check_scoreflow
 from trainers.scoreflow.options import DequantizerOptions, ScoreFlowOptions
+from trainers.scoreflow.published import Behaviour, behaviour
 from trainers.state import TrainingState
 from trainers.update import compiled, make_scaler, make_updater
 from util.config import Config
@@ -43,7 +45,7 @@ def check_scoreflow_and_dequantizer(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
     check_scoreflow(config)
     if config[RunOptions].mode == "train_deq":
-        _settings(config.flat(), config[RunOptions].published_behaviour, "the configuration")
+        _settings(config.flat(), behaviour(config[RunOptions].published_behaviour), "the configuration")
 
 
 def build_scoreflow(config: Config, distributed: Distributed) -> Method:
@@ -111,7 +113,7 @@ def settle_snapshots(config: Config) -> tuple[Config, str]:
     return config.with_values(dequantizer_ckpt_file=str(path)), f" with dequantizer {digest}"
 
 
-def _settings(options: Mapping[str, Any], published_behaviour: bool, where: str) -> DequantizerSettings:
+def _settings(options: Mapping[str, Any], chosen: Behaviour, where: str) -> DequantizerSettings:
     """Settings from options by their flags."""
     known = options_of(DequantizerSettings)
     for flag in ("image_channels", "image_size", *(option.flag for option in known)):
@@ -119,7 +121,7 @@ def _settings(options: Mapping[str, Any], published_behaviour: bool, where: str)
             raise UsageError(f"{where}: it does not say '{flag}'; is it the snapshot of a dequantizer?")
     return DequantizerSettings(
         image_shape=(options["image_channels"], options["image_size"], options["image_size"]),
-        published_behaviour=published_behaviour,
+        floored=chosen.floored,
         **{option.field: options[option.flag] for option in known},
     )
 
@@ -127,7 +129,7 @@ def _settings(options: Mapping[str, Any], published_behaviour: bool, where: str)
 def _load_averaged(path: Path, config: Config, device: torch.device) -> Dequantizer:
     """The dequantizer of a snapshot with its averaged weights, of the sizes that the snapshot says."""
     state, where = read_snapshot(path), str(path)
-    settings = _settings(state.get("config", {}), config[RunOptions].published_behaviour, where)
+    settings = _settings(state.get("config", {}), behaviour(config[RunOptions].published_behaviour), where)
     shape = (config[DataOptions].image_channels, config[DataOptions].image_size, config[DataOptions].image_size)
     if settings.image_shape != shape:
         raise UsageError(
@@ -176,7 +178,7 @@ class DequantizerTraining:
         self.model.dequantize = self._averaged_dequantize
         self._importance = self.model.time_density(config[ScoreFlowOptions].likelihood_eps)
 
-        settings = _settings(config.flat(), config[RunOptions].published_behaviour, "the configuration")
+        settings = _settings(config.flat(), self.model.behaviour, "the configuration")
         self.network = seeded(lambda: Dequantizer(settings), config[RunOptions].seed, self.device)
         self.updater = make_updater(
             self.network, config[OptimizationOptions], config[ScoreFlowOptions].learning_rate, ema_warm_up=False)
@@ -207,7 +209,7 @@ class DequantizerTraining:
             (noise.normal(*self.model.data_shape), torch.cat([batch.data for batch in micro_batches]).float() / 255),
             self.distributed.sum,
             seed=derive_seed(seed, "initialise dequantizer"),
-            published_behaviour=self.config[RunOptions].published_behaviour,
+            draws_twice=self.model.behaviour.draws_twice,
         )
         self.updater.ema.restart()
 
@@ -217,13 +219,16 @@ class DequantizerTraining:
         self.model.network.eval()  # which its evaluations undo
         terms = dequantization_bound(
             self.model.process,
-            self.model.training_score,
+            self.model.score.training,
             x,
             minus_log_q,
             noise,
-            smallest_time=self.config[ScoreFlowOptions].likelihood_eps,
-            importance=self._importance,
-            published_behaviour=self.config[RunOptions].published_behaviour,
+            BoundEstimator(
+                self.config[ScoreFlowOptions].likelihood_eps,
+                closed_forms=self.model.behaviour.closed_forms,
+                weighs_length=self.model.behaviour.weighs_length,
+            ),
+            self._importance,
         )
         return total(terms)
 

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 import torch
 
-from diffusion.bits import PixelScale, in_bits_per_dimension, negative_log_likelihood_terms
-from diffusion.continuous.bound import variational_bound
+from diffusion.bits import PixelScale, in_bits_per_dimension
+from diffusion.continuous.bound import BoundEstimator, variational_bound
 from diffusion.continuous.importance import ClosedFormTimes
-from diffusion.continuous.likelihood import ode_log_likelihood
+from diffusion.continuous.likelihood import negative_log_likelihood_terms
 from diffusion.continuous.losses import scoreflow_loss
-from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.predictor_corrector import denoise, predictor_corrector
+from diffusion.continuous.predictor_corrector import PredictorCorrector, denoising_chain_step, predictor_corrector
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.process import ScoreFunction, expand
+from diffusion.continuous.process import ScoreFunction
+from diffusion.continuous.processes import make_process
 from diffusion.continuous.samplers import probability_flow
-from diffusion.continuous.score import make_labelled_score
 from diffusion.continuous.sub_vp import SubVariancePreserving
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
-from diffusion.model import LogLikelihood, Samples, go_on
+from diffusion.model import LogLikelihood, Samples, go_on, total
 from trainers.method import Update
 from trainers.networks import make_score_network, score_network_settings
 from trainers.options import OptimizationOptions
+from trainers.score_model import (
+    draw_probe,
+    flow_likelihood,
+    in_precisions,
+    labelled_score,
+    rounded,
+    sampling_solver,
+)
 from trainers.scoreflow.options import ScoreFlowOptions
+from trainers.scoreflow.published import behaviour
 from trainers.state import TrainingState
-from trainers.update import compiled, make_scaler, make_updater, with_autocast
+from trainers.update import make_scaler, make_updater
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.data.options import DataOptions
@@ -42,19 +53,19 @@ Dequantize = Callable[[torch.Tensor, Noise], tuple[torch.Tensor, torch.Tensor]]
 of a grey level: nats, float64 (B,)."""
 
 
-def make_process(config: Config) -> SdeProcess:
+def make_sde(config: Config) -> SdeProcess:
     """The forward process that the options describe."""
-    options = config[ScoreFlowOptions]
-    if options.sde == "vesde":
-        return VarianceExploding(options.sigma_min, options.sigma_max)
-    kind = SubVariancePreserving if options.sde == "subvpsde" else VariancePreserving
-    return kind(LinearBeta(options.beta0, options.beta1), linearised_start=config[RunOptions].published_behaviour)
+    options, chosen = config[ScoreFlowOptions], behaviour(config[RunOptions].published_behaviour)
+    process = cast(SdeProcess, make_process(options.sde, options))
+    if isinstance(process, VarianceExploding):
+        return process
+    return replace(process, linearised_start=chosen.linearised_start)
 
 
 def check_scoreflow(config: Config) -> None:
     """Raise UsageError for options that contradict each other."""
     sde, objective, sampling = config[ScoreFlowOptions].sde, config[ScoreFlowOptions], config[ScoreFlowOptions]
-    make_process(config)
+    make_sde(config)
     if not config[DataOptions].is_image:
         raise UsageError("--system scoreflow is for images; use --system cld for points")
     n_channels = config[DataOptions].shape[0]
@@ -97,7 +108,8 @@ class ScoreFlow:
         self.device = distributed.device
         self.scale = PixelScale(centered=config[DataOptions].center_image)
         self.data_shape = config[DataOptions].shape
-        self.process = make_process(config)
+        self.behaviour = behaviour(config[RunOptions].published_behaviour)
+        self.process = make_sde(config)
         objective = config[ScoreFlowOptions]
         self._importance = (
             self.time_density(objective.loss_eps) if objective.importance_sampling else None
@@ -111,23 +123,12 @@ class ScoreFlow:
         self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
         self.dequantize: Dequantize = self._dequantize_uniformly
-        self.training_score = self._score(compiled(self.network, options), options.autocast_train)
-        self._sampling_score = self._score(self.network, options.autocast_eval)
-        self._exact_score = self._score(self.network, autocast=False)
+        self.score = in_precisions(self.network, self.device, options).map(
+            lambda called: labelled_score(self.process, called)
+        )
 
     def time_density(self, smallest_time: float) -> ClosedFormTimes:
-        published = self.config[RunOptions].published_behaviour
-        return ClosedFormTimes(self.process, smallest_time, published_behaviour=published)
-
-    def _score(self, network: Callable[..., torch.Tensor], autocast: bool) -> ScoreFunction:
-        called = with_autocast(network, self.device, self.config[OptimizationOptions], autocast)
-
-        def predict(u: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            label = label.float()
-            output = called(u.float(), label).float()
-            return output / expand(label, output) if isinstance(self.process, VarianceExploding) else output
-
-        return make_labelled_score(self.process, predict)
+        return ClosedFormTimes(self.process, smallest_time, by_bisection=self.behaviour.by_bisection)
 
     def _dequantize_uniformly(self, batch: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.scale.dequantize(batch, noise.uniform(*self.data_shape))
@@ -154,67 +155,64 @@ class ScoreFlow:
 
     def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
-        return self._loss(self.training_score, batch.data, noise)
+        return self._loss(self.score.training, batch.data, noise)
 
     def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The training objective with the averaged weights, float64 (B,)."""
         with self.updater.averaged(), torch.no_grad():
-            return self._loss(self._sampling_score, batch, noise)
+            return self._loss(self.score.sampling, batch, noise)
 
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
-        options, published = self.config[ScoreFlowOptions], self.config[RunOptions].published_behaviour
+        options, score = self.config[ScoreFlowOptions], self.score.sampling
         prior = prior_sample(self.process, noise.normal(*self.data_shape))
         with self.updater.averaged():
             if options.sampling_method == "pc":
-                chain = self.config[ScoreFlowOptions]
                 state, n_evaluations = predictor_corrector(
-                    self.process,
-                    self._sampling_score,
-                    prior,
-                    predictor=chain.predictor,
-                    corrector=chain.corrector,
-                    n_steps=options.n_discrete_steps,
-                    snr=chain.snr,
-                    n_corrector_steps=chain.n_steps_each,
-                    sampling_eps=options.sampling_eps,
-                    denoise=options.denoising,
-                    normal=lambda: noise.normal(*self.data_shape),
-                    published_behaviour=published,
-                )
+                    self.process, score, prior, self._chain(), lambda: noise.normal(*self.data_shape),
+                    on_step=lambda _time, _state: self.heed(),
+                )  # fmt: skip
             else:
                 state, n_evaluations = probability_flow(
-                    self.process,
-                    self._sampling_score,
-                    prior,
-                    sampling_eps=options.sampling_eps,
-                    denoise=False,
-                    solver=options.sampling_solver,
-                    rtol=options.sampling_rtol,
-                    atol=options.sampling_atol,
-                    n_steps=options.sampling_n_steps or None,
-                )
+                    self.process, score, prior, sampling_eps=options.sampling_eps, denoise=False,
+                    solver=sampling_solver(options), on_evaluation=lambda _number, _time: self.heed(),
+                )  # fmt: skip
                 if options.denoising:
-                    state = denoise(self.process, self._sampling_score, state, options.sampling_eps)
+                    state = denoising_chain_step(self.process, score, state, options.sampling_eps)
                     n_evaluations += 1
         return Samples(self.scale.to_unit_interval(state.float()), n_evaluations)
 
+    def _chain(self) -> PredictorCorrector:
+        options = self.config[ScoreFlowOptions]
+        return PredictorCorrector(
+            options.predictor,
+            options.corrector,
+            options.n_discrete_steps,
+            options.snr,
+            options.n_steps_each,
+            options.sampling_eps,
+            options.denoising,
+            batch_step_sizes=self.behaviour.batch_step_sizes,
+            counts_both=self.behaviour.counts_both,
+        )
+
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound at ``--bound_n_times`` times."""
-        options, smallest_time = self.config[ScoreFlowOptions], self.config[ScoreFlowOptions].likelihood_eps
+        options = self.config[ScoreFlowOptions]
+        estimator = BoundEstimator(
+            options.likelihood_eps,
+            options.bound_n_times,
+            options.bound_form,
+            options.bound_offset,
+            stratified=self.behaviour.stratified,
+            closed_forms=self.behaviour.closed_forms,
+            weighs_length=self.behaviour.weighs_length,
+        )
+        importance = self.time_density(options.likelihood_eps) if options.bound_importance_sampling else None
         x, minus_log_density = self.dequantize(batch, noise)
         with self.updater.averaged():
             terms = variational_bound(
-                self.process,
-                self._exact_score,
-                x,
-                noise,
-                n_times=options.bound_n_times,
-                smallest_time=smallest_time,
-                form=options.bound_form,
-                importance=self.time_density(smallest_time) if options.bound_importance_sampling else None,
-                offset=options.bound_offset,
-                published_behaviour=self.config[RunOptions].published_behaviour,
+                self.process, self.score.exact, x, noise, estimator, importance, on_time=lambda _number: self.heed()
             )
         return self._in_bits(terms, minus_log_density, 0)
 
@@ -222,19 +220,11 @@ class ScoreFlow:
         """-log p(x) by the probability-flow equation; the trace estimator's probe is drawn once."""
         options = self.config[ScoreFlowOptions]
         x, minus_log_density = self.dequantize(batch, noise)
-        draw = noise.rademacher if options.likelihood_hutchinson_type == "rademacher" else noise.normal
+        probe = draw_probe(noise, self.data_shape, options)
+        smallest_time = rounded(options.likelihood_eps, self.behaviour.likelihood_start_dtype)
         with self.updater.averaged():
-            likelihood = ode_log_likelihood(
-                self.process,
-                self._exact_score,
-                x,
-                draw(*self.data_shape),
-                start=options.likelihood_eps,
-                solver=options.likelihood_solver,
-                rtol=options.likelihood_rtol,
-                atol=options.likelihood_atol,
-                n_steps=options.likelihood_n_steps or None,
-                published_behaviour=self.config[RunOptions].published_behaviour,
+            likelihood = flow_likelihood(
+                self.process, self.score.exact, x, probe, smallest_time, options, self.heed
             )
         terms = negative_log_likelihood_terms(self.process, likelihood)
         return self._in_bits(terms, minus_log_density, likelihood.n_evaluations)
@@ -244,5 +234,5 @@ class ScoreFlow:
     ) -> LogLikelihood:
         """The terms of -log p(x) and what dequantization takes off, in bits/dim."""
         terms = {**terms, "dequantization": -minus_log_density}
-        in_bits = in_bits_per_dimension(terms, self.data_shape[0] * self.data_shape[1] * self.data_shape[2], self.scale)
-        return LogLikelihood(torch.stack(list(in_bits.values())).sum(0), in_bits, n_evaluations)
+        in_bits = in_bits_per_dimension(terms, math.prod(self.data_shape), self.scale)
+        return LogLikelihood(total(in_bits), in_bits, n_evaluations)

@@ -124,7 +124,7 @@ def training_batches(
     n_workers: int,
     device: torch.device,
     random_flip: bool,
-    published_behaviour: bool = False,
+    one_order: bool = False,
 ) -> Generator[list[MicroBatch], None, None]:
     """This rank's share of each global batch from ``first_step`` on, without end.
 
@@ -143,7 +143,7 @@ def training_batches(
         n_workers: processes that read ahead; 0 reads in this one.
         device: where batches are put.
         random_flip: mirror each image left to right with probability 1/2, drawn by (seed, position).
-        published_behaviour: see ``util.data.order.batch_indices``.
+        one_order: see ``util.data.order.batch_indices``.
 
     Raises:
         UsageError: at once for sizes that do not divide or flips of points; while reading, for damaged files.
@@ -161,7 +161,7 @@ def training_batches(
     def places() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for step in itertools.count(first_step):
             indices = batch_indices(
-                seed, step, total_batch_size, dataset.length, published_behaviour=published_behaviour
+                seed, step, total_batch_size, dataset.length, one_order=one_order
             )
             for piece in range(rank * n_micro_batches, (rank + 1) * n_micro_batches):
                 place = slice(piece * size, (piece + 1) * size)

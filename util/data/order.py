@@ -24,7 +24,7 @@ def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def batch_indices(
-    seed: int, step: int, global_batch_size: int, length: int | None, *, published_behaviour: bool = False
+    seed: int, step: int, global_batch_size: int, length: int | None, *, one_order: bool = False
 ) -> np.ndarray:
     """The sample indices of one global batch.
 
@@ -36,7 +36,7 @@ def batch_indices(
         step: k, from 0.
         global_batch_size: B, over all ranks; may exceed ``length``.
         length: number of samples N, or None for an endless set, whose indices are the positions themselves.
-        published_behaviour: every epoch has the same order, as in the public CLD code, which never
+        one_order: every epoch has the same order, as in the public CLD code, which never
             reshuffles.
 
     Returns:
@@ -47,6 +47,6 @@ def batch_indices(
         return np.arange(first, last, dtype=np.int64)
     parts = []
     for epoch in range(first // length, (last - 1) // length + 1):
-        order = _epoch_order(seed, 0 if published_behaviour else epoch, length)
+        order = _epoch_order(seed, 0 if one_order else epoch, length)
         parts.append(order[max(first - epoch * length, 0) : last - epoch * length])
     return np.concatenate(parts)

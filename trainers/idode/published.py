@@ -1,0 +1,29 @@
+"""Where the public code of i-DODE differs from ours (docs/differences.md), each difference by what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the mathematics is asked to do; the defaults are right.
+
+    Attributes:
+        divisions_by_alpha: of z_0 in the decoder, see ``reconstruction_term`` and ``decode``.
+        within_range: where uniform dequantization starts, see ``dequantize_uniformly``.
+        of_the_sum: importance weights are added, see ``importance_weighted_terms``.
+    """
+
+    divisions_by_alpha: int = 1
+    within_range: bool = True
+    of_the_sum: bool = False
+
+
+OURS = Behaviour()
+PUBLISHED = Behaviour(divisions_by_alpha=2, within_range=False, of_the_sum=True)
+
+
+def behaviour(published_behaviour: bool) -> Behaviour:
+    """What ``--published_behaviour`` chooses."""
+    return PUBLISHED if published_behaviour else OURS
