@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.spelling import batch_indices
 from util.data.dataset import open_dataset
 from util.data.image_array import ImageArray
 from util.data.loader import training_batches
-from util.data.order import batch_indices
 from util.errors import RunFailed, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_flips_depend_on_seed_and_position_alone():
 
 def test_published_order():
     dataset = numbered_images(24)
-    first, second = take(2, dataset, published_behaviour=True)
+    first, second = take(2, dataset, one_order=True)
     assert torch.equal(first[0], second[0])
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from util.data.order import batch_indices
+from tests.spelling import batch_indices
 
 SIZES = [(1, 1), (1, 5), (7, 1), (7, 3), (7, 7), (7, 20), (100, 32), (97, 64), (64, 128), (1000, 256)]
 

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from diffusion.continuous.bound import FORMS, prior_cross_entropy, variational_bound
+from diffusion.continuous.bound import FORMS, prior_cross_entropy
 from diffusion.continuous.gaussian import GaussianData
-from diffusion.continuous.importance import ClosedFormTimes
 from tests.diffusion.settings import DATA, EVERY_PROCESS, WITHOUT_VELOCITY
+from tests.spelling import ClosedFormTimes, variational_bound
 from util.noise import Noise
 
 EPS = 1e-3

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale
-from diffusion.continuous.dequantization import dequantization_bound
 from diffusion.continuous.gaussian import GaussianData
-from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.noise_schedule import LinearBeta
 from diffusion.continuous.sub_vp import SubVariancePreserving
 from diffusion.continuous.vp import VariancePreserving
-from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
-from models.flowpp.initialization import initialize_from_data
+from models.flowpp.dequantizer import Dequantizer
+from tests.spelling import ClosedFormTimes, DequantizerSettings, dequantization_bound, initialize_from_data
 from util.noise import Noise
 
 SHAPE, N_PIXELS = (1, 2, 2), 4

@@ -5,22 +5,23 @@ import math
 import pytest
 import torch
 
-from diffusion.divergence import integrate_with_divergence
-from diffusion.importance_weighted import importance_weighted_terms
-from diffusion.log_snr.bound import diffusion_terms, prior_term, reconstruction_term
-from diffusion.log_snr.dequantization import (
-    Dequantized,
-    dequantize_uniformly,
-    dequantize_variationally,
-    dequantize_within_levels,
-    truncated_normal,
-    truncation,
-)
+from diffusion.log_snr.bound import diffusion_terms, prior_term
+from diffusion.log_snr.dequantization import Dequantized, dequantize_within_levels, truncated_normal, truncation
 from diffusion.log_snr.levels import level_log_probabilities
-from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
+from diffusion.log_snr.likelihood import ode_drift
 from diffusion.log_snr.schedule import StraightPath, VariancePreservingPath, end_point
 from diffusion.log_snr.velocity import NoisePrediction, VelocityPrediction
 from tests.diffusion.exact_velocities import SCALE, GaussianPixels, LevelPixels
+from tests.spelling import (
+    decode,
+    dequantize_uniformly,
+    dequantize_variationally,
+    importance_weighted_terms,
+    integrate_with_divergence,
+    ode_likelihood_terms,
+    ode_sample,
+    reconstruction_term,
+)
 from util.noise import Noise
 
 KINDS = {"VP": VariancePreservingPath, "SP": StraightPath}

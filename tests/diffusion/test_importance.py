@@ -4,10 +4,11 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from diffusion.continuous.importance import ClosedFormTimes, ImportanceTimes
+from diffusion.continuous.importance import ImportanceTimes
 from diffusion.continuous.kernel import loss_multiplier, noise_multiplier
 from diffusion.continuous.losses import score_matching_loss, scoreflow_loss
 from tests.diffusion.settings import DATA, EVERY_PROCESS, PROCESSES, WITHOUT_VELOCITY
+from tests.spelling import ClosedFormTimes
 from util.errors import UsageError
 from util.noise import Noise
 

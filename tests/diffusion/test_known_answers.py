@@ -11,10 +11,10 @@ import torch
 from scipy.linalg import hadamard
 
 from diffusion.bits import gaussian_entropy
-from diffusion.continuous.likelihood import negative_log_likelihood_terms, ode_log_likelihood
+from diffusion.continuous.likelihood import negative_log_likelihood_terms
 from diffusion.continuous.process import initial_state, n_components, split
-from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
 from tests.diffusion.settings import DATA, EVERY_PROCESS, PROCESSES
+from tests.spelling import euler_maruyama, ode_log_likelihood, probability_flow, sscs
 
 SAMPLING_EPS = 1e-3
 CLD_PROCESSES = [name for name in PROCESSES if "CLD" in name]

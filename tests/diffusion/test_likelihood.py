@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension
-from diffusion.continuous.likelihood import OdeLogLikelihood, negative_log_likelihood_terms, ode_log_likelihood
+from diffusion.continuous.likelihood import OdeLogLikelihood, negative_log_likelihood_terms
 from diffusion.continuous.process import split
 from diffusion.continuous.score import make_score
 from tests.diffusion.settings import PROCESSES
+from tests.spelling import ode_log_likelihood
 
 CLD = PROCESSES["CLD, constant beta"]
 OPTIONS = {"start": 1e-5, "solver": "RK45", "rtol": 1e-4, "atol": 1e-4}

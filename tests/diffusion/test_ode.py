@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from diffusion.ode import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS, check_solver, solve
+from diffusion.ode import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS
+from tests.spelling import check_solver, solve
 from util.errors import RunFailed, UsageError
 
 START = (torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5]))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from diffusion.continuous.predictor_corrector import annealed_langevin, denoise, langevin, predictor_corrector
+from diffusion.continuous.predictor_corrector import denoising_chain_step as denoise
 from diffusion.continuous.prior import prior_sample
 from diffusion.tensors import expand
 from tests.diffusion.settings import EVERY_PROCESS, WITHOUT_VELOCITY
+from tests.spelling import annealed_langevin, langevin, predictor_corrector
 from util.errors import UsageError
 
 DIMENSIONS = 64

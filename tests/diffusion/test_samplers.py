@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from diffusion.continuous.process import split
-from diffusion.continuous.samplers import euler_maruyama, probability_flow, sscs
 from diffusion.continuous.time_grid import STRIDINGS, reversed_time_grid
 from tests.diffusion.settings import DATA, PROCESSES
+from tests.spelling import euler_maruyama, probability_flow, sscs
 from util.errors import UsageError
 
 CLD = PROCESSES["CLD, linear beta"]

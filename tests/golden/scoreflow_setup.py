@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from diffusion.continuous.chain import DiscreteProcess
-from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.noise_schedule import LinearBeta
 from diffusion.continuous.sub_vp import SubVariancePreserving
 from diffusion.continuous.ve import VarianceExploding
 from diffusion.continuous.vp import VariancePreserving
 from diffusion.tensors import expand
 from tests.golden.cld_setup import Arrays, Comparison
+from tests.spelling import ClosedFormTimes
 
 PRECISIONS = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCES = {"f32": 1e-4, "f64": 1e-9}

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, gaussian_entropy, in_bits_per_dimension
-from diffusion.continuous.likelihood import negative_log_likelihood_terms, ode_log_likelihood
+from diffusion.continuous.likelihood import negative_log_likelihood_terms
 from diffusion.continuous.process import initial_state
 from diffusion.continuous.score import make_score
 from tests.golden.cld_setup import Comparison, PointwiseNetwork, make_process, runs
 from tests.golden.vectors import load
+from tests.spelling import ode_log_likelihood
 
 TOLERANCE = 1e-5
 # What "tight" in the name of a variant stands for.

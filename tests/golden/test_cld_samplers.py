@@ -9,10 +9,11 @@ import torch
 from diffusion.continuous.prior import prior_sample
 from diffusion.continuous.process import split
 from diffusion.continuous.reverse import reverse_diffusion
-from diffusion.continuous.samplers import Step, euler_maruyama, probability_flow, sscs
+from diffusion.continuous.samplers import Step
 from diffusion.continuous.score import make_score
 from tests.golden.cld_setup import Comparison, PointwiseNetwork, make_process, runs
 from tests.golden.vectors import load
+from tests.spelling import euler_maruyama, probability_flow, sscs
 
 TOLERANCE = 1e-5
 FLOAT64 = 1e-12

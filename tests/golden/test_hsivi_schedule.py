@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.discrete.schedule import choose_labels, make_schedule
+from diffusion.discrete.schedule import choose_labels
 from tests.golden import vectors
+from tests.spelling import make_schedule
 
 TOLERANCE = 2e-6
 BETA_TOLERANCE = 5e-4

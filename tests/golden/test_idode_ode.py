@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.importance_weighted import importance_weighted_terms
-from diffusion.log_snr.dequantization import (
-    dequantize_uniformly,
-    dequantize_variationally,
-    dequantize_within_levels,
-    truncation,
-)
-from diffusion.log_snr.likelihood import decode, ode_drift, ode_likelihood_terms, ode_sample
+from diffusion.log_snr.dequantization import dequantize_within_levels, truncation
+from diffusion.log_snr.likelihood import ode_drift
 from diffusion.log_snr.schedule import log_alpha_slope
 from diffusion.tensors import expand
 from tests.golden.idode_setup import (
@@ -28,6 +22,14 @@ from tests.golden.idode_setup import (
     parameterisation,
 )
 from tests.golden.vectors import load
+from tests.spelling import (
+    decode,
+    dequantize_uniformly,
+    dequantize_variationally,
+    importance_weighted_terms,
+    ode_likelihood_terms,
+    ode_sample,
+)
 
 SCALE = PixelScale()
 # After an adaptive solve.

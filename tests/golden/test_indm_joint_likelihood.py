@@ -10,9 +10,7 @@ from diffusion.continuous.latent_loss import (
     implicit_bound_terms,
     perturb_latents,
     reconstruction_residual,
-    weighted_times,
 )
-from diffusion.continuous.likelihood import ode_log_likelihood
 from models.residual_flow import draw_flow_noise
 from tests.golden.indm_setup import (
     FLOAT64,
@@ -25,6 +23,7 @@ from tests.golden.indm_setup import (
     tiny_flow,
     toy_score,
 )
+from tests.spelling import ode_log_likelihood, weighted_times
 
 SOLVER_TOLERANCE = 1e-5
 # The float32 runs have schedules in float64 and so lie near the recorded float64 numbers.

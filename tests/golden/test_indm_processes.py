@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from diffusion.continuous.importance import ClosedFormTimes
-from diffusion.continuous.latent_loss import signal_and_noise_scales, weighted_times
+from diffusion.continuous.latent_loss import signal_and_noise_scales
 from diffusion.continuous.prior import prior_log_density
 from diffusion.continuous.soft_truncation import soft_truncated_time
 from tests.golden.indm_setup import FLOAT64, close, load, make_process
+from tests.spelling import ClosedFormTimes, weighted_times
 
 SMALLEST = 1e-5
 

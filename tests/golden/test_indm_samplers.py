@@ -5,18 +5,19 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from diffusion.continuous.latent_sampling import (
-    denoised_predictor_corrector,
-    denoising_step,
-    end_step,
-    reverse_step,
-)
-from diffusion.continuous.predictor_corrector import langevin, predictor_corrector, reverse_diffusion
+from diffusion.continuous.latent_sampling import denoising_step, end_step, reverse_step
+from diffusion.continuous.predictor_corrector import reverse_diffusion_step as reverse_diffusion
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.samplers import probability_flow
 from diffusion.tensors import expand
-from models.residual_flow import InverseSettings
 from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, tiny_flow, toy_score
+from tests.spelling import (
+    InverseSettings,
+    denoised_predictor_corrector,
+    langevin,
+    predictor_corrector,
+    probability_flow,
+    sample_code,
+)
 
 SMALLEST = 1e-5
 N_STEPS_OF_SINGLE_STEPS = 1000
@@ -176,7 +177,7 @@ def test_from_latents_to_data(run, dtype, tolerance):
     name = "vp" if run.startswith("ode") else "ve"
     case = Case(name, dtype)
     flow = tiny_flow(case.arrays, dtype).eval()
-    codes = flow.sample_code(case.tensor(f"{run}/noise/h_eps"), published_behaviour=True)
+    codes = sample_code(flow, case.tensor(f"{run}/noise/h_eps"), published_behaviour=True)
     if f"{run}/h_f64" in case.arrays:
         close(codes, case.arrays[f"{run}/h_f64"], tolerance)
     latents = case.tensor(f"{run}/before_flow_f64")

@@ -11,10 +11,10 @@ from diffusion.continuous.latent_loss import (
     perturb_latents,
     reconstruction_residual,
     signal_and_noise_scales,
-    weighted_times,
 )
 from diffusion.continuous.soft_truncation import soft_truncated_time
 from tests.golden.indm_setup import FLOAT64, Arrays, close, load, make_process, toy_score
+from tests.spelling import weighted_times
 
 T_MIN = 1e-5
 # A float32 run whose schedule is in float64 lies near the recorded float64 numbers, not near the recorded float32 ones.

@@ -10,9 +10,7 @@ from diffusion.continuous.bound import (
     prior_cross_entropy,
     sliced_terms,
     small_time_offset,
-    variational_bound,
 )
-from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.losses import training_times
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
@@ -25,6 +23,7 @@ from tests.golden.scoreflow_setup import (
     uniform_of_time,
 )
 from tests.golden.vectors import load
+from tests.spelling import ClosedFormTimes, variational_bound
 
 ARRAYS = load("scoreflow", "likelihood_bound")
 GROUPS = sorted(

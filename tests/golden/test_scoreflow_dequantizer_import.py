@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
+from models.flowpp.dequantizer import Dequantizer
 from tests.golden import vectors
 from tests.golden.flowpp_setup import assert_near, channels_last, image
+from tests.spelling import DequantizerSettings
 from trainers.import_checkpoint import main
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, parse_flax_checkpoint

@@ -7,8 +7,6 @@ import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
 from diffusion.continuous.bound import denoising_norms, drift_divergence
-from diffusion.continuous.dequantization import dequantization_bound
-from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.losses import training_times
 from models.flowpp.bijections import per_sample, sigmoid
 from tests.golden.scoreflow_setup import (
@@ -24,6 +22,7 @@ from tests.golden.scoreflow_setup import (
     uniform_of_time,
 )
 from tests.golden.vectors import load
+from tests.spelling import ClosedFormTimes, dequantization_bound
 
 ARRAYS = load("scoreflow", "deq_loss")
 GROUPS = sorted({tuple(key.split("/")[1:3]) for key in ARRAYS if key.startswith("f64/")})

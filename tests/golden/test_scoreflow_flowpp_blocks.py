@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from models.flowpp import bijections, logistic_mixture
-from models.flowpp.bijections import ActivationNorm, PointwiseMap
-from models.flowpp.coupling import SMALLEST_LOG_SCALE, MixtureCoupling, floored_log_odds
+from models.flowpp.bijections import PointwiseMap
+from models.flowpp.coupling import SMALLEST_LOG_SCALE, floored_log_odds
 from models.flowpp.layers import ChannelNorm, GatedAttention, GatedConvolution, concat_elu, gate
 from tests.golden import vectors
 from tests.golden.flowpp_setup import (
@@ -20,6 +20,7 @@ from tests.golden.flowpp_setup import (
     plain_layer,
     under,
 )
+from tests.spelling import ActivationNorm, MixtureCoupling
 from trainers.scoreflow.flowpp_names import dequantizer_parameters
 
 

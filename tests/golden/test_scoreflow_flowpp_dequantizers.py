@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models.flowpp import logistic_mixture
-from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
+from models.flowpp.dequantizer import Dequantizer
 from tests.golden import vectors
 from tests.golden.flowpp_setup import DTYPES, LARGEST_LOG_ODDS, TOLERANCE, assert_near, channels_last, image, under
+from tests.spelling import DequantizerSettings
 from trainers.scoreflow.flowpp_names import dequantizer_parameters
 
 FULL_SIZE = {

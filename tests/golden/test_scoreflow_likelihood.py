@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.continuous.likelihood import negative_log_likelihood_terms, ode_log_likelihood
+from diffusion.continuous.likelihood import negative_log_likelihood_terms
 from diffusion.continuous.reverse import probability_flow_drift
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
@@ -18,6 +18,7 @@ from tests.golden.scoreflow_setup import (
     toy_score,
 )
 from tests.golden.vectors import load
+from tests.spelling import ode_log_likelihood
 
 ARRAYS = load("scoreflow", "likelihood_ode")
 NAMES = process_names(ARRAYS)

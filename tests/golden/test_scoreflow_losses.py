@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.kernel import perturb
 from diffusion.continuous.losses import scoreflow_loss, training_times
-from diffusion.continuous.score import make_labelled_score, time_label
+from diffusion.continuous.score import make_labelled_score
 from diffusion.tensors import expand
 from tests.golden.scoreflow_setup import (
     LOOSE_TOLERANCES,
@@ -23,6 +22,7 @@ from tests.golden.scoreflow_setup import (
     uniform_of_time,
 )
 from tests.golden.vectors import load
+from tests.spelling import ClosedFormTimes, time_label
 
 SCORES = load("scoreflow", "score_fn")
 LOSSES = load("scoreflow", "losses")

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from diffusion.bits import gaussian_entropy
-from diffusion.continuous.importance import ClosedFormTimes
 from diffusion.continuous.kernel import kernel_mean
-from diffusion.continuous.predictor_corrector import reverse_diffusion
+from diffusion.continuous.predictor_corrector import reverse_diffusion_step as reverse_diffusion
 from diffusion.continuous.prior import prior_log_density
 from diffusion.continuous.process import drift
 from diffusion.continuous.reverse import probability_flow_drift, reverse_drift
@@ -25,6 +24,7 @@ from tests.golden.scoreflow_setup import (
     toy_score,
 )
 from tests.golden.vectors import load
+from tests.spelling import ClosedFormTimes
 
 ARRAYS = load("scoreflow", "sdes")
 NAMES = process_names(ARRAYS)

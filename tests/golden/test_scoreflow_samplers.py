@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from diffusion.continuous.chain import grid_index
-from diffusion.continuous.predictor_corrector import CORRECTORS, PREDICTORS, denoise, predictor_corrector
+from diffusion.continuous.predictor_corrector import PREDICTORS
+from diffusion.continuous.predictor_corrector import denoising_chain_step as denoise
 from diffusion.continuous.prior import prior_sample
-from diffusion.continuous.samplers import probability_flow
 from diffusion.tensors import expand
 from tests.golden.scoreflow_setup import LOOSE_TOLERANCES, TOLERANCES, comparison, make_process, toy_score
 from tests.golden.vectors import load
+from tests.spelling import CORRECTORS, predictor_corrector, probability_flow
 
 ARRAYS = load("scoreflow", "samplers")
 NAMES = sorted({key.split("/")[0] for key in ARRAYS if key.endswith("/pc/N")})

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from models.flowpp import logistic_mixture
-from models.flowpp.bijections import ActivationNorm
 from models.flowpp.coupling import floored_log_odds
-from models.flowpp.dequantizer import Dequantizer, DequantizerSettings
-from models.flowpp.initialization import initialize_from_data
+from models.flowpp.dequantizer import Dequantizer
 from models.flowpp.layers import Convolution, NormalizedConvolution
+from tests.spelling import ActivationNorm, DequantizerSettings, initialize_from_data
 from util.errors import UsageError
 
 SMALL = {"n_couplings": 2, "n_filters": 8, "n_blocks": 1, "n_components": 3, "n_heads": 2, "n_context_blocks": 1,

@@ -15,11 +15,8 @@ from models.residual_flow.log_determinant import (
     roulette_weights,
     series,
 )
-from models.residual_flow.residual_block import (
-    BLOCK_LIPSCHITZ_CONSTANT,
-    InverseSettings,
-    ResidualBlock,
-)
+from models.residual_flow.residual_block import BLOCK_LIPSCHITZ_CONSTANT, ResidualBlock
+from tests.spelling import InverseSettings
 from util.errors import RunFailed, UsageError
 from util.noise import Noise
 

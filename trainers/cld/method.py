@@ -68,7 +68,8 @@ class ScoreMatching:
         options = config[CldOptions]
         self.behaviour = behaviour(config[RunOptions].published_behaviour)
         self.process: Process = make_process(options.sde, options)
-        self._sscs: Callable[..., tuple[torch.Tensor, int]] = partial(sscs, repeat_first_half=self.behaviour.repeat_first_half)
+        repeat = self.behaviour.repeat_first_half
+        self._sscs: Callable[..., tuple[torch.Tensor, int]] = partial(sscs, repeat_first_half=repeat)
         objective = config[CldOptions]
         self._importance = (
             ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
