@@ -37,6 +37,20 @@ def make_network(arrays) -> VDMUNet:
     return network
 
 
+def outputs_of_modules(network: VDMUNet, *arguments: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The output for (z, gamma, conditioning), and that of every module on the way to it, by name."""
+    found: dict[str, torch.Tensor] = {}
+    # ``update`` returns nothing: what a forward hook returns takes the place of the output.
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
+        for name, module in network.named_modules()
+    ]
+    y = network(*arguments)
+    for hook in hooks:
+        hook.remove()
+    return y, found
+
+
 @pytest.mark.parametrize("precision", ["f32", "f64"])
 @pytest.mark.parametrize("name", FILES)
 def test_everything(name, precision):
@@ -45,21 +59,37 @@ def test_everything(name, precision):
     network = make_network(arrays).to(dtype)
     z = images(arrays["in/z"]).to(dtype).requires_grad_()
     gamma, conditioning = (torch.from_numpy(arrays[f"in/{name}"]).to(dtype) for name in ("g", "conditioning"))
-    found = {"mid/fourier": fourier_features(z)} if arrays["cfg/with_fourier_features"] else {}
-
-    def record(name):
-        return lambda _module, _inputs, output: found.setdefault(f"mid/{name}", output)
-
-    for module_name, module in network.named_modules():
-        if f"{precision}/mid/{module_name}" in arrays:
-            module.register_forward_hook(record(module_name))
-    y = network(z, gamma, conditioning)
+    y, modules = outputs_of_modules(network, z, gamma, conditioning)
+    found = {f"mid/{name}": output for name, output in modules.items() if f"{precision}/mid/{name}" in arrays}
+    if arrays["cfg/with_fourier_features"]:
+        found["mid/fourier"] = fourier_features(z)
     (vjp,) = torch.autograd.grad((y * images(arrays["in/vjp_w"]).to(dtype)).sum(), z)
     scalar = torch.full_like(gamma, float(arrays["in/scalar_gamma"]))
     found |= {"out/y": y, "out/vjp_z": vjp, "out/y_scalar_gamma": network(z, scalar, conditioning)}
     assert len(found) > 8
     for key, value in found.items():
         assert_near(value, arrays[f"{precision}/{key}"], tolerance, key)
+
+
+def test_gamma_acts_where_groups_have_several_channels():
+    """The recorded networks have one channel in a group of GroupNorm, which takes away what gamma adds."""
+    torch.manual_seed(0)
+    settings = VDMUNetSettings(3, gamma_min=-13.3, gamma_max=5.0, n_channels=64, n_resblocks=1)
+    network = VDMUNet(settings).double().eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    z, conditioning = torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    gamma = torch.tensor([-12.9, -4.15, 4.6], dtype=torch.float64)
+    scalar = torch.full_like(gamma, -3.25)
+    with torch.no_grad():
+        y, modules = outputs_of_modules(network, z, gamma, conditioning)
+        y_scalar = network(z, scalar, conditioning)
+        each = [network(z[i : i + 1], gamma[i : i + 1], conditioning[:1]) for i in range(3)]
+        again, modules_again = outputs_of_modules(network, z, scalar, conditioning)
+    torch.testing.assert_close(torch.cat(each), y, rtol=1e-12, atol=1e-12)
+    assert torch.equal(again, y_scalar)
+    assert not torch.equal(modules_again["dense1"], modules["dense1"])
+    assert (y_scalar - y).abs().amax((1, 2, 3)).min() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet32", "cifar10_aug"])
