@@ -3,20 +3,49 @@
 import numpy as np
 import torch
 
+from models.flowpp import logistic_mixture
+from models.flowpp.bijections import SMALLEST_GAIN, ActivationNorm, PointwiseMap
+from models.flowpp.coupling import MixtureCoupling
 from models.flowpp.layers import Convolution, NormalizedConvolution
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 1e-4, "f64": 1e-9}
+SUM_TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
+"""Of log-determinants, relative to the absolute values of their terms: these may cancel to almost nothing."""
 LARGEST_LOG_ODDS = {"f32": 8.0, "f64": 15.0}
 """Beyond this the public logit is at one of its floors, or has lost the digits that the tolerance asks for."""
 
 
-def assert_near(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
-    """Relative to the largest entry."""
+def assert_near(
+    actual: torch.Tensor, expected: np.ndarray, tolerance: float, sizes: torch.Tensor | None = None
+) -> None:
+    """Relative to the largest entry, or to the largest of ``sizes``."""
     actual = actual.detach().double().numpy()
     assert actual.shape == expected.shape
     assert np.isfinite(actual).all()
-    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+    scale = np.abs(expected).max() if sizes is None else sizes.max().item()
+    assert np.abs(actual - expected).max() <= tolerance * scale
+
+
+def absolute_sum(*terms: torch.Tensor) -> torch.Tensor:
+    """What the absolute values of the terms, each (B, ...), add up to: (B,)."""
+    return sum(values.detach().double().abs().flatten(1).sum(1) for values in terms)
+
+
+def size_of_terms(module: torch.nn.Module, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """The absolute values of the terms of the log-determinant that a module gives for these inputs, (B,)."""
+    if isinstance(module, MixtureCoupling):
+        half, context = others
+        log_slope, _, mixture = module.parameters_of_map(x, context)
+        below, above = logistic_mixture.log_distribution(half, mixture)
+        return absolute_sum(log_slope, logistic_mixture.log_density(half, mixture), below, above)
+    if isinstance(module, ActivationNorm):
+        return absolute_sum(module.gain.clamp(min=SMALLEST_GAIN).log().expand(len(x), -1, -1, -1))
+    assert isinstance(module, PointwiseMap)
+    weight = module.weight.detach().double()
+    # What ln|det W| moves by, to first order, when every entry of W moves by its own size.
+    size = (torch.linalg.inv(weight).T * weight).abs().sum()
+    return (x.shape[2] * x.shape[3] * size).expand(len(x))
 
 
 def image(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -12,12 +12,15 @@ from tests.golden import vectors
 from tests.golden.flowpp_setup import (
     DTYPES,
     LARGEST_LOG_ODDS,
+    SUM_TOLERANCE,
     TOLERANCE,
+    absolute_sum,
     assert_near,
     channels_last,
     image,
     normalized_layer,
     plain_layer,
+    size_of_terms,
     under,
 )
 from tests.spelling import ActivationNorm, MixtureCoupling
@@ -41,10 +44,11 @@ def precision(request):
 
 @pytest.fixture
 def check(blocks, precision):
-    """Compares with a recorded output."""
+    """Compares with a recorded output, a log-determinant on the scale of the sizes of its terms."""
 
-    def compare(actual, key, tolerance=None):
-        assert_near(actual, blocks[f"{precision}/{key}"], tolerance or TOLERANCE[precision])
+    def compare(actual, key, sizes=None):
+        tolerance = (TOLERANCE if sizes is None else SUM_TOLERANCE)[precision]
+        assert_near(actual, blocks[f"{precision}/{key}"], tolerance, sizes)
 
     return compare
 
@@ -88,11 +92,13 @@ def test_distribution_function_of_the_mixture(given, check):
     components = (logits, means, given("mixcdf/in/logscales").clamp(min=SMALLEST_LOG_SCALE))
     x = given("mixlog/in/x")
     check(logistic_mixture.log_distribution(x, components)[0].exp(), "mixcdf/out/h")
-    check(bijections.per_sample(logistic_mixture.log_density(x, components)), "mixcdf/out/logd")
+    log_density = logistic_mixture.log_density(x, components)
+    check(bijections.per_sample(log_density), "mixcdf/out/logd", absolute_sum(log_density))
     y = given("mixlog/in/y").clamp(0, 1)
     inverse = logistic_mixture.inverse_log_odds(y.log() - (-y).log1p(), components)
     check(inverse, "mixcdf/out/inv_h")
-    check(-bijections.per_sample(logistic_mixture.log_density(inverse, components)), "mixcdf/out/inv_logd")
+    log_density = logistic_mixture.log_density(inverse, components)
+    check(-bijections.per_sample(log_density), "mixcdf/out/inv_logd", absolute_sum(log_density))
 
 
 def test_sigmoid_and_logit(given, check):
@@ -113,7 +119,7 @@ def test_affine(given, check):
     """The affine part of a coupling; its own code has it in one line with the rest."""
     x, log_slope, offset = (given(f"affine/in/{name}") for name in "xst")
     check(x * log_slope.exp() + offset, "affine/out/h")
-    check(bijections.per_sample(log_slope), "affine/out/logd")
+    check(bijections.per_sample(log_slope), "affine/out/logd", absolute_sum(log_slope))
 
 
 def test_split_and_merge(picture, check):
@@ -143,7 +149,8 @@ def test_pairs_of_maps(picture, check, blocks, precision, block):
         results = [apply(half_map, half) for half_map, half in zip(maps, halves, strict=True)]
         check(channels_last(results[0][0]), f"{block}/out/{prefix}a")
         check(channels_last(results[1][0]), f"{block}/out/{prefix}b")
-        check(results[0][1] + results[1][1], f"{block}/out/{prefix}logd")
+        sizes = sum(size_of_terms(half_map, half) for half_map, half in zip(maps, halves, strict=True))
+        check(results[0][1] + results[1][1], f"{block}/out/{prefix}logd", sizes)
 
 
 def test_activations(picture, check):
@@ -220,22 +227,24 @@ def test_coupling(picture, check, blocks, precision, architecture, published):
     assert_near(channels_last(components[2]), expected.numpy(), TOLERANCE[precision])
     below, _ = logistic_mixture.log_distribution(b, components)
     check(channels_last(below.exp()), f"{block}/mid/cdf")
-    cdf_log_determinant = bijections.per_sample(logistic_mixture.log_density(b, components))
-    check(cdf_log_determinant, f"{block}/mid/cdf_logd")
+    sizes = size_of_terms(coupling, a, b, context)
+    log_density = logistic_mixture.log_density(b, components)
+    cdf_log_determinant = bijections.per_sample(log_density)
+    check(cdf_log_determinant, f"{block}/mid/cdf_logd", absolute_sum(log_density))
     rule = floored_log_odds if published else logistic_mixture.log_odds
     log_odds, log_derivative = rule(b, components)
     if not published and log_odds.abs().max() > LARGEST_LOG_ODDS[precision]:
         pytest.skip("the recorded values reach the floors of the public logit")
     check(channels_last(log_odds), f"{block}/mid/logit")
-    check(bijections.per_sample(log_derivative) - cdf_log_determinant, f"{block}/mid/logit_logd")
-    check(bijections.per_sample(log_slope), f"{block}/mid/affine_logd")
+    check(bijections.per_sample(log_derivative) - cdf_log_determinant, f"{block}/mid/logit_logd", sizes)
+    check(bijections.per_sample(log_slope), f"{block}/mid/affine_logd", absolute_sum(log_slope))
 
     transformed, log_determinant = coupling(a, b, context)
     check(channels_last(transformed), f"{block}/out/b")
-    check(log_determinant, f"{block}/out/logd")
+    check(log_determinant, f"{block}/out/logd", sizes)
     inverse, log_determinant = coupling.inverse(a, picture(f"{block}/in/inv_b"), context)
     check(channels_last(inverse), f"{block}/out/inv_b")
-    check(log_determinant, f"{block}/out/inv_logd")
+    check(log_determinant, f"{block}/out/inv_logd", size_of_terms(coupling, a, inverse, context))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
