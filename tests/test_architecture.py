@@ -1,6 +1,7 @@
-"""Dependencies point one way: main -> launch -> trainers, evaluators -> diffusion, models -> util."""
+"""Dependencies point one way: main -> launch; main -> trainers, evaluators -> diffusion, models -> util."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ MAY_IMPORT = {
     "models": {"util"},
     "trainers": {"diffusion", "models", "util"},
     "evaluators": {"diffusion", "models", "util"},
-    "launch": {"util", "main"},
+    "launch": {"util"},
 }
 OURS = {*MAY_IMPORT, "main"}
+WINGS = ("continuous", "discrete", "log_snr")
 WITHOUT_RANKS_OR_FILES = {"torch.distributed", "util.distributed", "util.config", "util.run_options", "pathlib", "os"}
 
 
@@ -37,10 +39,42 @@ def test_direction_of_imports(package: str) -> None:
         assert used <= MAY_IMPORT[package] | {package}, f"{path} imports {used}"
 
 
+def test_wings_of_the_mathematics_do_not_know_each_other() -> None:
+    for path in (ROOT / "diffusion").rglob("*.py"):
+        inside = path.relative_to(ROOT / "diffusion").parts
+        allowed = {inside[0]} if len(inside) > 1 else set()
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("diffusion.")} & set(WINGS)
+        assert used <= allowed, f"{path} imports {used}"
+
+
+def test_systems_do_not_know_each_other() -> None:
+    rooms = {path.parent.name for path in (ROOT / "trainers").glob("*/__init__.py")}
+    # A model of HSIVI starts from a network of its teacher's system, and reads that system's files.
+    teachers = {"hsivi": {"ddpm"}}
+    for room in rooms:
+        for path in (ROOT / "trainers" / room).glob("*.py"):
+            used = {name.split(".")[1] for name in imports(path) if name.count(".") > 1 and name.startswith("trainers.")}
+            assert used & rooms <= {room} | teachers.get(room, set()), f"{path} imports {used & rooms}"
+
+
 @pytest.mark.parametrize("package", ["diffusion", "models"])
-def test_mathematics_knows_no_ranks_no_files_no_options(package: str) -> None:
+def test_mathematics_knows_no_ranks_no_files_no_flags(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         assert not imports(path) & WITHOUT_RANKS_OR_FILES, path
+        texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        flags = [text for text in texts if isinstance(text, str) and text.startswith("--")]
+        assert not flags, f"{path} names {flags}"
+        assert "published_behaviour" not in path.read_text(), path
+
+
+def test_public_names_of_the_mathematics_are_unique() -> None:
+    names = Counter(
+        node.name
+        for path in (ROOT / "diffusion").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_main_can_be_read_in_one_screen() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainers.options import LikelihoodOptions, OdeSamplingOptions, TrainingOptions
 from trainers.score_model import likelihood_solver, sampling_solver
+from trainers.system import load
 from trainers.systems import find_system
 from util.config import Config
 from util.data.options import DataOptions
@@ -21,7 +22,7 @@ def check_config(config: Config) -> None:
     """
     _check_data(config)
     _check_solvers(config)
-    find_system(config[RunOptions].system).check(config)
+    load(find_system(config[RunOptions].system).check)(config)
 
 
 def _check_data(config: Config) -> None:

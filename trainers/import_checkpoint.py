@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from trainers.cld.importer import import_cld
-from trainers.ddpm.importer import import_ddpm_torch, import_improved_diffusion
-from trainers.hsivi.importer import import_hsivi
-from trainers.idode.importer import import_idode
-from trainers.indm.importer import import_indm
-from trainers.scoreflow.dequantizer_importer import import_scoreflow_dequantizer
-from trainers.scoreflow.importer import import_scoreflow
+from trainers.system import load
+from trainers.systems import SYSTEMS
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
 from util.snapshot import write_snapshot
 
-IMPORTERS: dict[str, Callable[[Sequence[Path]], dict[str, Any]]] = {
-    "cld": import_cld,
-    "ddpm_torch": import_ddpm_torch,
-    "hsivi": import_hsivi,
-    "idode": import_idode,
-    "improved_diffusion": import_improved_diffusion,
-    "indm": import_indm,
-    "scoreflow_dequantizer": import_scoreflow_dequantizer,
-    "scoreflow": import_scoreflow,
-}
+IMPORTERS = {program: place for system in SYSTEMS.values() for program, place in system.importers.items()}
 """For each program, what makes the state of a snapshot of its files."""
 
 
@@ -41,7 +26,7 @@ def convert(system: str, sources: Sequence[Path], target: Path) -> None:
         raise UsageError(f"{target}: is the checkpoint to convert itself; give another name for the snapshot")
     if not target.parent.is_dir() or target.is_dir():
         raise UsageError(f"{target}: cannot be written; give a file name in a folder that exists")
-    state = IMPORTERS[system](sources)
+    state = load(IMPORTERS[system])(sources)
     try:
         write_snapshot(target, state)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError

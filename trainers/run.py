@@ -19,6 +19,7 @@ from trainers.method import Method, StartsFromWeights
 from trainers.options import TrainingOptions
 from trainers.snapshot_interval import SnapshotInterval
 from trainers.state import TrainingState
+from trainers.system import load
 from trainers.systems import build_method, find_system
 from util.config import Config
 from util.data.dataset import Dataset, open_dataset, prepare_dataset
@@ -191,9 +192,12 @@ def of_snapshot(config: Config, recorded: Mapping[str, object], where: str) -> C
 
 def settled(config: Config, distributed: Distributed) -> tuple[Config, str]:
     """What ``System.settle`` chooses, the same on all ranks."""
+    place = find_system(config[RunOptions].system).settle
+    if not place:
+        return config, ""
 
     def settle() -> tuple[dict[str, Any], str]:
-        chosen, beside = find_system(config[RunOptions].system).settle(config)
+        chosen, beside = load(place)(config)
         return chosen.flat(), beside
 
     values, beside = distributed.from_main(settle)

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from util.config import Config
-
-if TYPE_CHECKING:  # torch takes seconds to import, and the agent does not need it
-    from trainers.method import Method
-    from util.distributed import Distributed
-
-Importer = Callable[[Sequence[Path]], "dict[str, Any]"]
+from typing import Any
 
 
-def nothing_beside(config: Config) -> tuple[Config, str]:
-    """What a system settles that reads no snapshot but the model's."""
-    return config, ""
+def load(place: str) -> Any:
+    """What stands at ``package.module:NAME``. Modules that need torch are loaded only when they are used: the agent that
+    starts ranks does without.
+
+    Raises:
+        ImportError, AttributeError: there is no such module, or no such name in it.
+    """
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
 class System:
-    """One published system, or one of your own (docs/extending.md).
+    """One published system, or one of your own (docs/extending.md). Functions are named by ``package.module:NAME``.
 
     Attributes:
         summary: one line for ``--help``.
         options: dataclasses of its options (``util.option``).
         networks: by ``--name``, the dataclasses of its networks' options; the first is the default.
-        check: raises UsageError for options that contradict each other, before any work.
-        build: the method, its networks on this rank's device.
+        check: (config), raises UsageError for options that contradict each other, before any work.
+        build: (config, distributed) to the ``trainers.method.Method``, its networks on this rank's device.
         learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
         has_likelihood: whether there is a likelihood to evaluate.
-        settle: chooses, on one rank and before ``build``, the snapshots that the options leave open beside the model's;
-            returns the configuration that names them, and what of them tells evaluations apart.
-        importers: by the name of the program, what makes the state of a snapshot of its files.
+        settle: (config) to a configuration and a text: chooses, on one rank and before ``build``, the snapshots that the
+            options leave open beside the model's, and says what of them tells evaluations apart; empty for none.
+        importers: by the name of the program, (paths) to the state of a snapshot of its files.
     """
 
     summary: str
     options: Sequence[type]
     networks: Mapping[str, type]
-    check: Callable[[Config], None]
-    build: Callable[[Config, Distributed], Method]
+    check: str
+    build: str
     learns_from_data: bool = True
     has_likelihood: bool = True
-    settle: Callable[[Config], tuple[Config, str]] = nothing_beside
-    importers: Mapping[str, Importer] = field(default_factory=dict)
+    settle: str = ""
+    importers: Mapping[str, str] = field(default_factory=dict)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from trainers import cld, ddpm, hsivi, idode, indm, scoreflow
 from trainers.options import NetworkChoice, OptimizationOptions, TrainingOptions
-from trainers.system import System
+from trainers.system import System, load
 from util.config import Config
 from util.data.options import DataOptions
 from util.errors import UsageError
@@ -40,22 +39,21 @@ def find_system(name: str) -> System:
     """
     if name in SYSTEMS:
         return SYSTEMS[name]
-    module, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise UsageError(
             f"--system {name}: one of {', '.join(SYSTEMS)} expected, or package.module:NAME of a system of your own"
         )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        system = getattr(importlib.import_module(module), attribute)
+        system = load(name)
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"--system {name}: cannot be loaded ({error}); it is looked for in the folder of the command and in what "
             "PYTHONPATH names"
         ) from None
     if not isinstance(system, System):
-        raise UsageError(f"--system {name}: {attribute} is no trainers.system.System; see docs/extending.md")
+        raise UsageError(f"--system {name}: that is no trainers.system.System; see docs/extending.md")
     return system
 
 
@@ -66,4 +64,4 @@ def build_method(config: Config, distributed: Distributed) -> Method:
 
         # Threads lose more by waiting for each other than they gain on matrices this small.
         torch.set_num_threads(1)
-    return find_system(config[RunOptions].system).build(config, distributed)
+    return load(find_system(config[RunOptions].system).build)(config, distributed)

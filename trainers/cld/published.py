@@ -22,10 +22,9 @@ class Behaviour:
     likelihood_start_dtype: torch.dtype = torch.float64
 
 
-OURS = Behaviour()
 PUBLISHED = Behaviour(repeat_first_half=True, sampling_dtype=torch.float32, likelihood_start_dtype=torch.float32)
 
 
 def behaviour(published_behaviour: bool) -> Behaviour:
     """What ``--published_behaviour`` chooses."""
-    return PUBLISHED if published_behaviour else OURS
+    return PUBLISHED if published_behaviour else Behaviour()

@@ -16,10 +16,9 @@ class Behaviour:
     single_precision: bool = False
 
 
-OURS = Behaviour()
 PUBLISHED = Behaviour(single_precision=True)
 
 
 def behaviour(published_behaviour: bool) -> Behaviour:
     """What ``--published_behaviour`` chooses."""
-    return PUBLISHED if published_behaviour else OURS
+    return PUBLISHED if published_behaviour else Behaviour()

@@ -24,7 +24,6 @@ class Behaviour:
     samples_from_averages: bool = True
 
 
-OURS = Behaviour()
 PUBLISHED = Behaviour(
     single_precision=True,
     teacher_labels=False,
@@ -36,4 +35,4 @@ PUBLISHED = Behaviour(
 
 def behaviour(published_behaviour: bool) -> Behaviour:
     """What ``--published_behaviour`` chooses."""
-    return PUBLISHED if published_behaviour else OURS
+    return PUBLISHED if published_behaviour else Behaviour()

@@ -20,10 +20,9 @@ class Behaviour:
     of_the_sum: bool = False
 
 
-OURS = Behaviour()
 PUBLISHED = Behaviour(divisions_by_alpha=2, within_range=False, of_the_sum=True)
 
 
 def behaviour(published_behaviour: bool) -> Behaviour:
     """What ``--published_behaviour`` chooses."""
-    return PUBLISHED if published_behaviour else OURS
+    return PUBLISHED if published_behaviour else Behaviour()

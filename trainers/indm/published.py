@@ -38,7 +38,6 @@ class Behaviour:
     whole_batches: bool = False
 
 
-OURS = Behaviour()
 PUBLISHED = Behaviour(
     averages_flow=False,
     weighs_length=False,
@@ -56,4 +55,4 @@ PUBLISHED = Behaviour(
 
 def behaviour(published_behaviour: bool) -> Behaviour:
     """What ``--published_behaviour`` chooses."""
-    return PUBLISHED if published_behaviour else OURS
+    return PUBLISHED if published_behaviour else Behaviour()

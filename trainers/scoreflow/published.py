@@ -36,7 +36,6 @@ class Behaviour:
     draws_twice: bool = False
 
 
-OURS = Behaviour()
 PUBLISHED = Behaviour(
     linearised_start=True,
     by_bisection=True,
@@ -53,4 +52,4 @@ PUBLISHED = Behaviour(
 
 def behaviour(published_behaviour: bool) -> Behaviour:
     """What ``--published_behaviour`` chooses."""
-    return PUBLISHED if published_behaviour else OURS
+    return PUBLISHED if published_behaviour else Behaviour()
