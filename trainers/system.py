@@ -9,8 +9,8 @@ from typing import Any
 
 
 def load(place: str) -> Any:
-    """What stands at ``package.module:NAME``. Modules that need torch are loaded only when they are used: the agent that
-    starts ranks does without.
+    """What stands at ``package.module:NAME``. Modules that need torch are loaded only when they are used: the agent
+    that starts ranks does without.
 
     Raises:
         ImportError, AttributeError: there is no such module, or no such name in it.
@@ -31,8 +31,8 @@ class System:
         build: (config, distributed) to the ``trainers.method.Method``, its networks on this rank's device.
         learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
         has_likelihood: whether there is a likelihood to evaluate.
-        settle: (config) to a configuration and a text: chooses, on one rank and before ``build``, the snapshots that the
-            options leave open beside the model's, and says what of them tells evaluations apart; empty for none.
+        settle: (config) to a configuration and a text: chooses, on one rank and before ``build``, the snapshots that
+            the options leave open beside the model's, and says what of them tells evaluations apart; empty for none.
         importers: by the name of the program, (paths) to the state of a snapshot of its files.
     """
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from util.errors import UsageError
 from util.named_shapes import describe_difference, shapes
@@ -74,6 +75,38 @@ def check_tensor(tensor: Any, where: str) -> None:
         raise UsageError(f"{where}: not a floating-point tensor; the file is damaged or of another system")
     if not tensor.isfinite().all():
         raise UsageError(f"{where}: holds values that are not finite; use an earlier checkpoint")
+
+
+def check_network(
+    make: Callable[[], nn.Module], found: Mapping[str, tuple[int, ...]], where: str, kind: str
+) -> list[str]:
+    """Check names and shapes against those of a real network, which is built without memory for its weights.
+
+    Args:
+        make: the network that the shapes describe; KeyError and IndexError say that they describe none.
+        found: names and shapes of the file.
+        where: the part of the file, for messages.
+        kind: of network, likewise.
+
+    Returns:
+        The names in the network's order.
+
+    Raises:
+        UsageError: something is missing, left over or of another shape.
+    """
+    try:
+        with torch.device("meta"):
+            expected = shapes(make().state_dict())
+    except KeyError as missing:
+        raise UsageError(f"{where} has no {missing.args[0]}; it is incomplete, or not a network of {kind}") from None
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise UsageError(f"{where}: the file is incomplete, or not a network of {kind}") from None
+    except UsageError as impossible:
+        raise UsageError(f"{where} is not a whole network of {kind}: {impossible}") from None
+    difference = describe_difference(expected, found)
+    if difference:
+        raise UsageError(f"{where} is not a whole network of {kind}: {difference}")
+    return list(expected)
 
 
 def own_storage(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -59,7 +59,7 @@ def make_hierarchy(labels: torch.Tensor, one_minus_alphas_bar: torch.Tensor, eta
         UsageError: for eta out of range.
     """
     if not 0.0 < eta <= 1.0:
-        raise UsageError(f"--eta {eta}: a layer's spread has to be above 0 and at most 1 (DDPM's); 0.2 is usual")
+        raise UsageError(f"eta {eta}: a layer's spread has to be above 0 and at most 1 (DDPM's); 0.2 is usual")
     sigma = one_minus_alphas_bar.sqrt()
     alphas_bar = 1 - sigma**2
     share = 1 - alphas_bar[1:] / alphas_bar[:-1]

@@ -8,8 +8,8 @@ import torch
 
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.improved_unet import ImprovedUNet, ImprovedUNetSettings
-from trainers.ddpm.importer import ddpm_unet_shapes, improved_unet_shapes
 from trainers.import_checkpoint import main
+from trainers.unet_checkpoint import ddpm_unet_settings, improved_unet_settings
 from util.ema import ExponentialMovingAverage
 from util.named_shapes import shapes
 from util.snapshot import read_snapshot
@@ -130,12 +130,20 @@ def test_improved_diffusion_that_does_not_fit(tmp_path, capsys):
     assert "missing output_blocks.1.1.conv.bias" in capsys.readouterr().err
 
 
+def expected_shapes(found):
+    """Of the network that the importer takes these shapes for."""
+    with torch.device("meta"):
+        if "time_embed.0.weight" in found:
+            return shapes(ImprovedUNet(improved_unet_settings(found)).state_dict())
+        return shapes(DDPMUNet(ddpm_unet_settings(found)).state_dict())
+
+
 @pytest.mark.parametrize("name", ["cifar10", "celeba64", "celeba64_ddpm_torch_config", "imagenet64"])
 def test_published_networks_are_whole(name):
     folder = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parents[1] / "golden" / "vectors") / "hsivi"
     lines = [line.split("\t") for line in (folder / f"keys_{name}.txt").read_text().splitlines()[2:]]
     found = {key: tuple(map(int, shape.split("x"))) for key, shape in lines}
-    assert (improved_unet_shapes if "time_embed.0.weight" in found else ddpm_unet_shapes)(found) == found
+    assert expected_shapes(found) == found
 
 
 @pytest.mark.parametrize("attention", [(), (8,), (8, 2), (2,)])
@@ -148,6 +156,6 @@ def test_networks_of_every_form_are_whole(levels, attention):
                 **SMALL, ch_mult=levels, attn_resolutions=resolutions, use_scale_shift_norm=scale_shift
             )
         )
-        assert improved_unet_shapes(shapes(improved.state_dict())) == shapes(improved.state_dict())
+        assert expected_shapes(shapes(improved.state_dict())) == shapes(improved.state_dict())
     ddpm = DDPMUNet(DDPMUNetSettings(**SMALL, ch_mult=levels, attn_resolutions=resolutions))
-    assert ddpm_unet_shapes(shapes(ddpm.state_dict())) == shapes(ddpm.state_dict())
+    assert expected_shapes(shapes(ddpm.state_dict())) == shapes(ddpm.state_dict())

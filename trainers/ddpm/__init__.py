@@ -11,7 +11,7 @@ SYSTEM = System(
     check="trainers.ddpm.method:check_ddpm",
     build="trainers.ddpm.method:NoisePrediction",
     importers={
-        "ddpm_torch": "trainers.ddpm.importer:import_ddpm_torch",
-        "improved_diffusion": "trainers.ddpm.importer:import_improved_diffusion",
+        "ddpm_torch": "trainers.unet_checkpoint:import_ddpm_torch",
+        "improved_diffusion": "trainers.unet_checkpoint:import_improved_diffusion",
     },
 )

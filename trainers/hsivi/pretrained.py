@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trainers.ddpm.importer import import_ddpm_torch, import_improved_diffusion
 from trainers.hsivi.importer import convert_hsivi
+from trainers.unet_checkpoint import import_ddpm_torch, import_improved_diffusion
 from util.errors import UsageError
 from util.foreign_checkpoint import read_foreign
 from util.snapshot import DamagedSnapshot, inspect_snapshot

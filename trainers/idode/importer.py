@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.vdm_unet import VDMUNet
+from models.vdm_unet_settings import VDMUNetSettings
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, read_flax_checkpoint
-from util.foreign_checkpoint import check_tensor, count, entry, one_source, own_storage, snapshot_state
+from util.foreign_checkpoint import check_network, check_tensor, count, entry, one_source, own_storage, snapshot_state
 from util.named_shapes import describe_difference, shapes
 from util.optimization import make_optimizer
 
@@ -38,49 +40,6 @@ def from_flax(path: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
     return name, tensor
 
 
-def vdm_unet_shapes(
-    n_image_channels: int, n_input_channels: int, width: int, n_layers: int, with_attention: bool
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of models.vdm_unet.VDMUNet, in their order."""
-    found: dict[str, tuple[int, ...]] = {}
-
-    def weight_and_bias(name: str, *shape: int) -> None:
-        found[f"{name}.weight"] = shape
-        found[f"{name}.bias"] = shape[:1]
-
-    def block(name: str, n_in: int) -> None:
-        weight_and_bias(f"{name}.GroupNorm_0", n_in)
-        weight_and_bias(f"{name}.conv1", width, n_in, 3, 3)
-        found[f"{name}.cond_proj.weight"] = (width, 4 * width)
-        weight_and_bias(f"{name}.GroupNorm_1", width)
-        weight_and_bias(f"{name}.conv2", width, width, 3, 3)
-        if n_in != width:
-            weight_and_bias(f"{name}.nin_shortcut", width, n_in, 1, 1)
-
-    def attention(name: str) -> None:
-        weight_and_bias(f"{name}.GroupNorm_0", width)
-        for layer in ("q", "k", "v", "proj_out"):
-            weight_and_bias(f"{name}.{layer}", width, width)
-
-    def path(name: str, n_blocks: int, n_in: int) -> None:
-        for i in range(n_blocks):
-            block(f"{name}.block_{i}", n_in)
-            if with_attention:
-                attention(f"{name}.attn_{i}")
-
-    weight_and_bias("dense0", 4 * width, width + 1)
-    weight_and_bias("dense1", 4 * width, 4 * width)
-    weight_and_bias("conv_in", width, n_input_channels, 3, 3)
-    path("down", n_layers, width)
-    block("mid.block_1", width)
-    attention("mid.attn_1")
-    block("mid.block_2", width)
-    path("up", n_layers + 1, 2 * width)
-    weight_and_bias("GroupNorm_0", width)
-    weight_and_bias("conv_out", n_image_channels, width, 3, 3)
-    return found
-
-
 def import_idode(sources: Sequence[Path]) -> dict[str, Any]:
     """A snapshot of a published checkpoint, ``ckpt-<n>.flax``.
 
@@ -98,7 +57,7 @@ def import_idode(sources: Sequence[Path]) -> dict[str, Any]:
     checkpoint, source = read_flax_checkpoint(path), str(path)
     step = count(checkpoint, "step", source)
     network = _parameters(entry(checkpoint, "params", Mapping, source), f"{source}: params")
-    _check_network(network, f"{source}: params")
+    check_vdm_unet(network, f"{source}: params")
     average = _like(network, entry(checkpoint, "ema_params", Mapping, source), f"{source}: ema_params")
     network, average = own_storage(network), own_storage(average)
     optimizer = _optimizer_state(network, entry(checkpoint, "opt_state", Mapping, source), f"{source}: opt_state")
@@ -120,19 +79,28 @@ def _parameters(collection: Mapping[str, Any], where: str) -> dict[str, torch.Te
     return renamed
 
 
-def _check_network(network: dict[str, torch.Tensor], where: str) -> None:
+def check_vdm_unet(network: dict[str, torch.Tensor], where: str) -> None:
     """The parameters are those of a VDM U-Net, none missing and none left over; put them into its order."""
     for name in ("conv_in.weight", "conv_out.weight"):
         if name not in network or network[name].ndim != 4:
             raise UsageError(f"{where}: no convolution {name.split('.')[0]}; this is not a checkpoint of i-DODE")
     width, n_input_channels = network["conv_in.weight"].shape[:2]
     n_layers = sum(bool(re.fullmatch(r"down\.block_\d+\.conv1\.weight", name)) for name in network)
-    expected = vdm_unet_shapes(
-        len(network["conv_out.weight"]), n_input_channels, width, n_layers, "down.attn_0.q.weight" in network
-    )
-    difference = describe_difference(expected, shapes(network))
-    if difference:
-        raise UsageError(f"{where}: {difference}")
+    image_channels = len(network["conv_out.weight"])
+
+    def make() -> VDMUNet:
+        settings = VDMUNetSettings(
+            n_image_channels=image_channels,
+            gamma_min=0.0,
+            gamma_max=1.0,
+            n_channels=width,
+            n_resblocks=n_layers,
+            with_attention="down.attn_0.q.weight" in network,
+            with_fourier_features=n_input_channels != image_channels,
+        )
+        return VDMUNet(settings)
+
+    expected = check_network(make, shapes(network), where, "i-DODE")
     for name in expected:
         network[name] = network.pop(name)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainers.cld.importer import read_ncsnpp
+from trainers.ncsnpp_checkpoint import read_ncsnpp
 from util.errors import UsageError
 from util.foreign_checkpoint import (
     average_by_order,
@@ -37,7 +37,7 @@ _BUFFERS = (
 def import_indm(sources: Sequence[Path]) -> dict[str, Any]:
     """A snapshot of a published pair of checkpoints.
 
-    The layout of both files is that of ``trainers.cld.importer``; the average of the flow is of every parameter.
+    The layout of both files is that of ``trainers.ncsnpp_checkpoint``; the average of the flow is of every parameter.
 
     Args:
         sources: ``checkpoint_<k>.pth`` with the score network, ``flow_checkpoint_<k>.pth`` with the flow.
