@@ -11,13 +11,23 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from util.errors import UsageError
 from util.files import write_json
 
 HOME_VARIABLE = "SCOREFLEET_HOME"
 FILE_NAME = "job.json"
+WAITING = ("PENDING", "CONFIGURING")
+ACTIVE = (*WAITING, "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "STAGE_OUT")
+
+
+class JobState(NamedTuple):
+    """A job as its scheduler sees it: its state, why it is in it where that is said, and how often it was requeued."""
+
+    name: str = "UNKNOWN"
+    reason: str = "None"
+    restarts: int = 0
 
 
 @dataclass
@@ -31,10 +41,8 @@ class JobFile:
         directory: what the command was started in, and relative paths start from.
         arguments: of main.py.
         options: of ``launch submit``, to submit the run again.
-        max_requeues: how often the job may ask to be started again.
-        requeues: how often it has.
-        mark: how far the run was when the job last stopped.
-        fruitless: how often in a row it has stopped at the same mark again.
+        max_requeues, requeues: how often the job may ask to be started again, and has.
+        mark, fruitless: how far the run was when the job last stopped, and how often in a row just there.
         wish: "stop" or "requeue" where a person asked for it, else empty. It overrides the rules.
         note: what was decided when the job last stopped, and why.
         host: where a local job runs.
@@ -56,23 +64,24 @@ class JobFile:
     submitted: float = field(default_factory=time.time)
 
 
-def read_job_file(workdir: Path) -> JobFile | None:
-    """The job of a run; None where there is none (or none that can be read)."""
+def read_job_file(workdir: Path, job_id: str = "") -> JobFile | None:
+    """The job of a run; None where there is none that can be read, or another one than ``job_id`` if that is given."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         content = json.loads((workdir / FILE_NAME).read_text())
         known = {item.name for item in dataclasses.fields(JobFile)}
-        return JobFile(**{name: value for name, value in content.items() if name in known})
+        job = JobFile(**{name: value for name, value in content.items() if name in known})
+        return job if job_id in ("", job.job_id) else None
     return None
 
 
 def write_job_file(workdir: Path, job: JobFile) -> None:
     """Replace the job file of a run, and remember the run."""
     write_json(workdir / FILE_NAME, dataclasses.asdict(job))
-    path = workdir.absolute()
-    entry = _registry() / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.json"
+    path = str(workdir.absolute())
     # A home folder that cannot be written to costs the overview, not the run.
     with contextlib.suppress(OSError):
-        write_json(entry, {"workdir": str(path), "job_id": job.job_id})
+        name = hashlib.sha256(path.encode()).hexdigest()[:16]
+        write_json(_registry() / f"{name}.json", {"workdir": path, "job_id": job.job_id})
 
 
 def known_runs() -> list[Path]:
@@ -87,17 +96,11 @@ def known_runs() -> list[Path]:
 
 
 def find_run(name: str) -> Path:
-    """The folder of the run that a person names by its folder or by its job id.
-
-    Raises:
-        UsageError: there is no such run.
-    """
-    folder = Path(name)
-    if (folder / "run.json").is_file() or (folder / FILE_NAME).is_file():
-        return folder.absolute()
+    """The folder of the run that a person names by its folder or job id. Raises UsageError where there is none."""
+    if any((Path(name) / file).is_file() for file in ("run.json", FILE_NAME)):
+        return Path(name).absolute()
     for workdir in known_runs():
-        job = read_job_file(workdir)
-        if job is not None and job.job_id == name:
+        if read_job_file(workdir, name) is not None:
             return workdir
     raise UsageError(f"{name} is neither a run's folder nor a known job id; `python -m launch status` lists the runs")
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
-from typing import IO
 
-from launch.jobs import local_job, slurm
-from launch.jobs.job_file import JobFile, read_job_file, write_job_file
-from launch.jobs.submit import submit_again
+from launch.command import resolve
+from launch.jobs.executor import executor_of, is_active, state_of
+from launch.jobs.job_file import WAITING, JobFile, read_job_file, write_job_file
+from launch.jobs.requeue import arguments_of_restart
+from launch.jobs.submit import submit
 from launch.options import LaunchOptions
-from main import parse_config
 from util.errors import UsageError
 from util.run_file import read_run_file
 from util.run_options import RunOptions
@@ -32,49 +32,32 @@ def show_log(workdir: Path, rank: int | None, follow: bool) -> None:
     Raises:
         UsageError: there is no such log.
     """
-    path = _log(workdir, rank)
-    job = read_job_file(workdir)
-    with path.open("rb") as file:
-        _copy(file)
-        asked = 0.0
-        while follow:
-            if time.monotonic() - asked > SECONDS_BETWEEN_STATES:
+    job, asked = read_job_file(workdir), 0.0
+    with _log(workdir, job, rank).open("rb") as file:
+        while True:
+            if follow and time.monotonic() - asked > SECONDS_BETWEEN_STATES:
                 asked = time.monotonic()
-                over = not _is_active(job) if job is not None else _has_ended(workdir)
-                if over:
-                    _copy(file)
-                    return
+                ended = read_run_file(workdir).get("state") in ("finished", "failed", "preempted")
+                follow = is_active(job) if job is not None else not ended
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            if not follow:
+                return
             time.sleep(POLL_SECONDS)
-            _copy(file)
 
 
-def _log(workdir: Path, rank: int | None) -> Path:
+def _log(workdir: Path, job: JobFile | None, rank: int | None) -> Path:
     """The rank's log; without a rank the job's own output, which is rank 0's and what was said around it."""
-    job = read_job_file(workdir)
     if rank is None and job is not None and job.folder:
         output = Path(job.folder) / f"{job.job_id}_0_log.out"
         if output.is_file():
             return output
     path = workdir / "logs" / f"rank_{rank or 0:04d}.log"
-    if path.is_file():
-        return path
-    ranks = sorted(int(file.stem.split("_")[1]) for file in (workdir / "logs").glob("rank_*.log"))
-    present = f"there are ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank has started yet"
-    raise UsageError(f"{path}: no such log; {present}")
-
-
-def _copy(file: IO[bytes]) -> None:
-    while block := file.read(1 << 16):
-        sys.stdout.buffer.write(block)
-    sys.stdout.buffer.flush()
-
-
-def _has_ended(workdir: Path) -> bool:
-    return read_run_file(workdir).get("state") in ("finished", "failed", "preempted")
-
-
-def _is_active(job: JobFile) -> bool:
-    return local_job.is_active(job) if job.executor == "local" else slurm.is_active(job.job_id)
+    if not path.is_file():
+        ranks = sorted(int(file.stem.split("_")[1]) for file in path.parent.glob("rank_*.log"))
+        present = f"there are ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank has started yet"
+        raise UsageError(f"{path}: no such log; {present}")
+    return path
 
 
 def cancel_run(workdir: Path) -> str:
@@ -84,9 +67,9 @@ def cancel_run(workdir: Path) -> str:
         UsageError: it has no job, or the scheduler refused.
     """
     job = _job_of(workdir)
-    if not _is_active(job):
+    if not is_active(job):
         raise UsageError(f"{workdir}: job {job.job_id} is not in the queue; nothing to cancel")
-    stopped = _stop(workdir, job, "stop")
+    stopped = _stop(workdir, job)
     snapshot = read_run_file(workdir).get("last_snapshot") or {}
     saved = f"the last snapshot is step {snapshot['step']}" if "step" in snapshot else "there is no snapshot"
     return f"job {job.job_id} {'stopped' if stopped else 'did not stop in time and was killed'}; {saved}"
@@ -95,23 +78,21 @@ def cancel_run(workdir: Path) -> str:
 def requeue_run(workdir: Path, nodes: int | None) -> str:
     """Start a run again from a snapshot, now or when the scheduler lets it; what happened.
 
-    A running job that keeps its number of nodes goes back into the queue under its id. Otherwise it is stopped and
-    submitted anew.
+    A running job that keeps its number of nodes goes back into the queue under its id, where there is one. Otherwise
+    it is stopped and submitted anew.
 
     Raises:
         UsageError: it has no job, was not submitted by ``launch submit`` where that is needed, or has finished.
     """
     job = _job_of(workdir)
-    config = parse_config(job.arguments)
-    if config[RunOptions].trains and read_run_file(workdir).get("state") == "finished":
+    command, active = resolve(job.arguments), is_active(job)
+    if command[RunOptions].trains and read_run_file(workdir).get("state") == "finished":
         raise UsageError(f"{workdir} holds a finished run; there is nothing left to do")
-    active = _is_active(job)
-    if active and nodes is None and job.executor != "local":
-        if slurm.show_job(job.job_id).get("JobState") == "PENDING":
+    if active and nodes is None and executor_of(job).KEEPS_ID:
+        if state_of(job) == "PENDING":
             raise UsageError(f"{workdir}: job {job.job_id} is waiting in the queue already")
-        job.wish = "requeue"
-        write_job_file(workdir, job)
-        slurm.signal_steps(job.job_id, "TERM")
+        _wish(workdir, job, "requeue")
+        executor_of(job).stop(job)
         return f"job {job.job_id} takes a snapshot and goes back into the queue"
     if job.executor == "sbatch":
         raise UsageError(
@@ -119,9 +100,9 @@ def requeue_run(workdir: Path, nodes: int | None) -> str:
             "(sbatch --nodes sets the number of nodes), after `launch cancel` if it still runs"
         )
     if active:
-        _stop(workdir, job, "stop")
-    again = submit_again(job, nodes)
-    return f"submitted as job {again.job_id}"
+        _stop(workdir, job)
+    options = Namespace(**{**job.options, "nodes": nodes or job.options["nodes"]})
+    return f"submitted as job {submit(options, arguments_of_restart(command)).job_id}"
 
 
 def _job_of(workdir: Path) -> JobFile:
@@ -135,37 +116,29 @@ def _job_of(workdir: Path) -> JobFile:
     return job
 
 
-def _stop(workdir: Path, job: JobFile, wish: str) -> bool:
-    """Have the job end with a snapshot; False where it had to be killed."""
+def _wish(workdir: Path, job: JobFile, wish: str) -> None:
     job.wish = wish
     write_job_file(workdir, job)
-    seconds = parse_config(job.arguments)[LaunchOptions].grace_seconds + MARGIN_SECONDS
-    if job.executor == "local":
-        controller = local_job.controller(job)
-        if controller is None:
-            return True
-        controller.send_signal(signal.SIGTERM)
-        if _wait(lambda: not local_job.is_active(job), seconds):
-            return True
-        for process in [*controller.children(recursive=True), controller]:
-            process.kill()
-        return False
-    if slurm.show_job(job.job_id).get("JobState") in ("PENDING", "CONFIGURING"):
-        slurm.cancel(job.job_id)
+
+
+def _stop(workdir: Path, job: JobFile) -> bool:
+    """Have the job end with a snapshot, for good; False where it had to be killed."""
+    _wish(workdir, job, "stop")
+    executor, seconds = executor_of(job), resolve(job.arguments)[LaunchOptions].grace_seconds + MARGIN_SECONDS
+    if state_of(job) in WAITING:
+        executor.kill(job)
         return True
-    slurm.signal_steps(job.job_id, "TERM")
-    if _wait(lambda: not slurm.is_active(job.job_id), seconds):
+    executor.stop(job)
+    if _ends(job, seconds):
         return True
-    slurm.cancel(job.job_id)
-    _wait(lambda: not slurm.is_active(job.job_id), seconds)
+    executor.kill(job)
+    _ends(job, seconds)
     return False
 
 
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition came true in time."""
+def _ends(job: JobFile, seconds: float) -> bool:
+    """Whether the job comes to its end in time."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
+    while (active := is_active(job)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    return condition()
+    return not active

@@ -1,157 +1,123 @@
-"""What is asked of Slurm, by its own commands. Every call is bounded in time."""
+"""Jobs of Slurm, which is asked by its own commands. Every call is bounded in time."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from util.errors import UsageError
+from launch.jobs.job_file import JobFile, JobState
+from util.errors import EXIT_PREEMPTED, UsageError
 
+KEEPS_ID = True
 COMMAND_SECONDS = 60.0
 """A controller that is busy may take long to answer; one that takes longer counts as unreachable."""
-ACTIVE_STATES = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "STAGE_OUT")
-_SECONDS = (1, 60, 3600)
 
 
-@dataclass(frozen=True)
-class SlurmJob:
-    """A job as Slurm sees it.
+def prepare(folder: Path, options: Namespace, device: str, minutes: int) -> tuple[Any, dict[str, Any]]:
+    if shutil.which("sbatch") is None:
+        raise UsageError("sbatch: not found; submit where Slurm's commands are, or use --executor local")
+    import submitit  # slow to import
 
-    Attributes:
-        state: Slurm's name, e.g. RUNNING.
-        reason: why it is in that state, as Slurm says; "None" where it does not.
-        restarts: how often it was requeued.
-    """
-
-    state: str
-    reason: str
-    restarts: int
+    parameters = {
+        "time": minutes, "nodes": options.nodes, "ntasks_per_node": 1, "job_name": options.name,
+        "partition": options.partition, "gpus_per_node": options.gpus_per_node if device != "cpu" else None,
+        "additional_parameters": {"requeue": True, **dict(options.slurm)},
+    }  # fmt: skip
+    return submitit.SlurmExecutor(folder), {name: value for name, value in parameters.items() if value}
 
 
-def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """One of Slurm's commands.
-
-    Raises:
-        UsageError: Slurm is not installed here, or does not answer.
-    """
-    if shutil.which(words[0]) is None:
-        raise UsageError(f"{words[0]}: not found; run this where Slurm's commands are, or use --executor local")
-    try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"{words[0]}: no answer within {COMMAND_SECONDS:g} s; is Slurm's controller up?") from None
-
-
-def _checked(words: Sequence[str]) -> str:
-    done = _run(words)
-    if done.returncode != 0:
-        message = " ".join(f"{done.stderr} {done.stdout}".split()) or f"exit code {done.returncode}"
-        raise UsageError(f"{' '.join(words)}: {message}")
-    return done.stdout
-
-
-def show_job(job_id: str) -> dict[str, str]:
-    """The fields of ``scontrol show job``; empty where Slurm has forgotten the job."""
-    done = _run(["scontrol", "show", "job", "-o", job_id])
-    return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word) if done.returncode == 0 else {}
-
-
-def job_states(job_ids: Sequence[str]) -> dict[str, SlurmJob]:
-    """Those of the jobs that the controller or the accounting data base knows.
-
-    Raises:
-        UsageError: Slurm is not installed here, or does not answer.
-    """
-    if not job_ids:
-        return {}
-    columns = "JobID:24 ,State:24 ,RestartCnt:8 ,Reason:80 "
-    done = _run(["squeue", "--noheader", "--all", "--states=all", f"--jobs={','.join(job_ids)}", "-O", columns])
+def states(jobs: Sequence[JobFile]) -> dict[str, JobState]:
+    """Those of the jobs that the controller or the accounting data base knows."""
+    columns, ids = "JobID:24 ,State:24 ,RestartCnt:8 ,Reason:80 ", [job.job_id for job in jobs]
     found = {}
-    for line in done.stdout.splitlines():
-        words = line.split(None, 3)
-        if len(words) == 4:
-            found[words[0]] = SlurmJob(words[1], words[3].strip(), int(words[2]) if words[2].isdigit() else 0)
-    missing = [job_id for job_id in job_ids if job_id not in found]
+    for line in _ask("squeue", "--noheader", "--all", "--states=all", f"--jobs={','.join(ids)}", "-O", columns):
+        if len(words := line.split(None, 3)) == 4:
+            found[words[0]] = JobState(words[1], words[3].strip(), _count(words[2]))
+    missing = ",".join(job_id for job_id in ids if job_id not in found)
     if missing and shutil.which("sacct") is not None:
         # Without accounting storage sacct fails, and what the controller has forgotten stays unknown.
-        words = ["sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State,Restarts"]
-        for line in _run([*words, f"--jobs={','.join(missing)}"]).stdout.splitlines():
+        columns = "JobID,State,Restarts"
+        for line in _ask("sacct", "--noheader", "--parsable2", "-X", "-o", columns, f"--jobs={missing}"):
             job_id, state, restarts = [*line.split("|"), "", ""][:3]
             if state:
-                found[job_id] = SlurmJob(state.split()[0], "None", int(restarts) if restarts.isdigit() else 0)
+                found[job_id] = JobState(state.split()[0], restarts=_count(restarts))
     return found
 
 
-def is_active(job_id: str) -> bool:
-    """Whether the job waits, runs, or is coming to its end."""
-    job = job_states([job_id]).get(job_id)
-    return job is not None and job.state in ACTIVE_STATES
+def stop(job: JobFile) -> None:
+    """By its steps, not its batch script, which has to see them end."""
+    _ask("scancel", "--signal=TERM", job.job_id, must=True)
 
 
-def signal_steps(job_id: str, name: str) -> None:
-    """Send a signal to the job's steps, not to its batch script, which has to see them end."""
-    _checked(["scancel", f"--signal={name}", job_id])
+def kill(job: JobFile) -> None:
+    _ask("scancel", job.job_id, must=True)
 
 
-def cancel(job_id: str) -> None:
-    """End the job; it is not started again."""
-    _checked(["scancel", job_id])
-
-
-def requeue(job_id: str) -> None:
-    """End the job if it runs, and put it back into the queue under the same id."""
-    _checked(["scontrol", "requeue", job_id])
-
-
-def reason_against_requeue(job_id: str) -> str:
-    """Why a job that has just stopped must not ask to be started again; empty where it may.
+def reason_against_restart(job: JobFile, _received: str) -> str:
+    """By the state of the job.
 
     While a job is pre-empted with a grace time, or warned of its time limit, it is RUNNING. COMPLETING means that
     Slurm ends it: because a person cancelled it, which a requeue would undo, or because somebody requeued it already,
     or because the time limit has passed, which alone leaves it to the job to come back.
     """
-    fields = show_job(job_id)
+    words = " ".join(_ask("scontrol", "show", "job", "-o", job.job_id)).split()
+    fields = dict(word.split("=", 1) for word in words if "=" in word)
     state = fields.get("JobState", "unknown")
-    if state == "RUNNING":
-        return ""
-    used, limit = _duration(fields.get("RunTime", "")), _duration(fields.get("TimeLimit", ""))
-    if state in ("COMPLETING", "TIMEOUT") and limit is not None and used is not None and used >= limit:
-        return ""
-    return f"the job is {state}: cancelled, or requeued by Slurm itself"
+    used, limit = seconds_of(fields.get("RunTime", "")), seconds_of(fields.get("TimeLimit", ""))
+    over = state in ("COMPLETING", "TIMEOUT") and used is not None and limit is not None and used >= limit
+    return "" if over or state == "RUNNING" else f"the job is {state}: cancelled, or requeued by Slurm itself"
 
 
-def _duration(text: str) -> int | None:
-    """Seconds of Slurm's [days-]hours:minutes:seconds; None for UNLIMITED and the like."""
-    days, _, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in parts) or len(parts) > len(_SECONDS) or (days and not days.isdigit()):
+def restart(job: JobFile) -> int:
+    _ask("scontrol", "requeue", job.job_id, must=True)
+    return EXIT_PREEMPTED
+
+
+def seconds_of(text: str) -> int | None:
+    """Seconds of a time as Slurm takes and prints it; None for anything else, such as UNLIMITED.
+
+    It is [days-]hours:minutes:seconds, days-hours[:minutes] or minutes[:seconds].
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
         return None
-    return int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(reversed(parts), _SECONDS, strict=False))
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    if match[1] is None and match[4] is None:
+        hours, minutes, seconds = 0, hours, minutes
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def minutes_of(text: str) -> int:
-    """Minutes, rounded up, of a time limit as sbatch takes it.
+    """Minutes, rounded up, of a time limit as sbatch takes it. Raises UsageError for anything else, and for zero."""
+    seconds = seconds_of(text)
+    if not seconds:
+        problem = "not a time limit" if seconds is None else "a run needs some time"
+        raise UsageError(f"--time {text}: {problem}; write minutes, hours:minutes:seconds or days-hours")
+    return -(-seconds // 60)
 
-    Accepts minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes and
-    days-hours:minutes:seconds.
+
+def _count(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _ask(*words: str, must: bool = False) -> list[str]:
+    """The lines that one of Slurm's commands prints.
 
     Raises:
-        UsageError: another form, or zero.
+        UsageError: Slurm is not installed here or does not answer; it refuses what must be done.
     """
-    days, dash, clock = text.rpartition("-")
-    parts = clock.split(":")
-    numbers = [int(part) for part in parts if part.isdigit()]
-    if len(numbers) != len(parts) or len(parts) > 3 or (dash and not days.isdigit()):
-        raise UsageError(f"--time {text}: not a time limit; write minutes, hours:minutes:seconds or days-hours")
-    if dash:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
-    total = (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds
-    if total == 0:
-        raise UsageError(f"--time {text}: a run needs some time; write minutes, hours:minutes:seconds or days-hours")
-    return -(-total // 60)
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"{words[0]}: not found; run this where Slurm's commands are, or use --executor local")
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"{words[0]}: no answer within {COMMAND_SECONDS:g} s; is Slurm's controller up?") from None
+    if must and done.returncode != 0:
+        message = " ".join(f"{done.stderr} {done.stdout}".split()) or f"exit code {done.returncode}"
+        raise UsageError(f"{' '.join(words)}: {message}")
+    return done.stdout.splitlines()

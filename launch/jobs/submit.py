@@ -1,157 +1,61 @@
-"""``launch submit``: hand a run to the scheduler through submitit, and come back at once."""
+"""``launch submit``: hand a run to a scheduler through submitit, and come back at once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
-import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from launch.command import resolve
+from launch.jobs.executor import EXECUTORS
 from launch.jobs.job_file import JobFile, write_job_file
-from launch.jobs.requeue import DEFAULT_MAX_REQUEUES, arguments_of_restart
 from launch.jobs.slurm import minutes_of
 from launch.options import LaunchOptions
-from launch.places.topology import count_devices
-from main import parse_config
-from util.config import Config
 from util.errors import UsageError
 from util.run_file import read_run_file
 from util.run_options import RunOptions
 
-LOCAL_RESTARTS = 5
-"""submitit's local controller starts a job six times at most."""
 
-
-@dataclass(frozen=True)
-class SubmitOptions:
-    """How a run is handed to the scheduler.
-
-    Attributes:
-        executor: "slurm" or "local".
-        nodes: number of nodes, one task each.
-        gpus_per_node: GPUs to ask for and ranks to start on each node; None leaves both to the defaults.
-        time: time limit as sbatch takes it.
-        partition: empty for the cluster's default.
-        max_requeues: how often the job may be started again.
-        name: of the job; empty for the name of the run's folder.
-        slurm: further options of sbatch, by their long names.
-    """
-
-    executor: str = "slurm"
-    nodes: int = 1
-    gpus_per_node: int | None = None
-    time: str = "24:00:00"
-    partition: str = ""
-    max_requeues: int = DEFAULT_MAX_REQUEUES
-    name: str = ""
-    slurm: dict[str, str | bool] = field(default_factory=dict)
-
-
-def submit(options: SubmitOptions, arguments: Sequence[str]) -> JobFile:
-    """Submit main.py with these arguments.
+def submit(options: Namespace, arguments: Sequence[str]) -> JobFile:
+    """Submit main.py with these arguments and the options of ``launch submit``.
 
     Raises:
         UsageError: bad options or arguments, or the scheduler refused.
     """
-    words = _with_gpus(list(arguments), options)
-    config = parse_config(words)
-    if not config[RunOptions].workdir:
-        raise UsageError("--workdir is missing: give a folder for (or of) the run that all nodes see")
-    if options.executor == "local" and options.nodes > 1:
-        raise UsageError(f"--nodes {options.nodes} --executor local: this machine is one node; use --executor slurm")
-    if (
-        config[RunOptions].mode in ("train", "train_deq")
-        and not config[RunOptions].overwrite
-        and read_run_file(config[RunOptions].folder).get("state") == "finished"
-    ):
-        raise UsageError(f"{config[RunOptions].folder} holds a finished run; use another --workdir")
-    minutes = minutes_of(options.time)
-    name = options.name or config[RunOptions].folder.name
-    config[RunOptions].folder.mkdir(parents=True, exist_ok=True)
-    jobs = config[RunOptions].folder.absolute() / "jobs"
-    job_id = _submit(options, words, config, jobs, minutes, name)
-    job = JobFile(job_id, options.executor, str(jobs), str(Path.cwd()), words, asdict(options), options.max_requeues)
-    write_job_file(config[RunOptions].folder, job)
-    return job
-
-
-def submit_again(job: JobFile, nodes: int | None) -> JobFile:
-    """Submit a run as it was submitted before, on another number of nodes if one is given.
-
-    Raises:
-        UsageError: as ``submit``.
-    """
-    options = SubmitOptions(**job.options)
-    return submit(options if nodes is None else replace(options, nodes=nodes), arguments_of_restart(job.arguments))
-
-
-def read_slurm_options(texts: Sequence[str]) -> dict[str, str | bool]:
-    """``key=value`` or a bare ``key``, each an option of sbatch.
-
-    Raises:
-        UsageError: not of this form.
-    """
-    options: dict[str, str | bool] = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not re.fullmatch(r"[a-z][a-z-]*", key) or "\n" in value:
-            raise UsageError(f"--slurm {text}: write an option of sbatch as key=value, e.g. --slurm account=physics")
-        options[key] = value if separator else True
-    return options
-
-
-def _with_gpus(words: list[str], options: SubmitOptions) -> list[str]:
-    """The arguments with ``--n_gpus_per_node``, so that as many ranks start as GPUs were asked for."""
-    given = parse_config(words)[LaunchOptions].n_gpus_per_node
-    if options.gpus_per_node is None or given == options.gpus_per_node:
-        return words
-    if given:
-        raise UsageError(
-            f"--gpus_per_node {options.gpus_per_node} contradicts --n_gpus_per_node {given}; give one of them"
-        )
-    return [*words, "--n_gpus_per_node", str(options.gpus_per_node)]
-
-
-def _submit(options: SubmitOptions, words: list[str], config: Config, jobs: Path, minutes: int, name: str) -> str:
-    """The job's id."""
-    if options.executor == "slurm" and shutil.which("sbatch") is None:
-        raise UsageError("sbatch: not found; submit where Slurm's commands are, or use --executor local")
-    import submitit
+    command, words = resolve(arguments), list(arguments)
+    launch, run, workdir = command[LaunchOptions], command[RunOptions], command.folder.absolute()
+    # As many ranks start as GPUs are asked for.
+    wanted, given = options.gpus_per_node, launch.n_gpus_per_node
+    if wanted and given not in (0, wanted):
+        raise UsageError(f"--gpus_per_node {wanted} contradicts --n_gpus_per_node {given}; give one of them")
+    if wanted and not given:
+        words += ["--n_gpus_per_node", str(wanted)]
+    finished = read_run_file(workdir).get("state") == "finished"
+    if finished and run.mode in ("train", "train_deq") and not run.overwrite:
+        raise UsageError(f"{command.folder} holds a finished run; use another --workdir")
+    minutes, folder = minutes_of(options.time), workdir / "jobs"
+    options.name = options.name or workdir.name
+    executor, parameters = EXECUTORS[options.executor].prepare(folder, options, launch.device, minutes)
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from launch.jobs.task import MainTask
 
     # The warning comes early enough for the ranks to take all the time that they may.
-    warning = int(min(config[LaunchOptions].grace_seconds, 60 * minutes - 1))
-    parameters: dict[str, Any] = {}
-    executor: Any
-    if options.executor == "local":
-        executor = submitit.LocalExecutor(jobs, max_num_timeout=min(options.max_requeues, LOCAL_RESTARTS))
-        parameters["timeout_min"] = minutes
-        parameters["gpus_per_node"] = options.gpus_per_node or count_devices(config[LaunchOptions].device)
-        # As with nohup: the job outlives the terminal it was submitted from.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    else:
-        executor = submitit.SlurmExecutor(jobs, max_num_timeout=options.max_requeues)
-        parameters |= {"time": minutes, "nodes": options.nodes, "ntasks_per_node": 1, "job_name": name}
-        if options.gpus_per_node is not None and config[LaunchOptions].device != "cpu":
-            parameters["gpus_per_node"] = options.gpus_per_node
-        if options.partition:
-            parameters["partition"] = options.partition
-        parameters["additional_parameters"] = {"requeue": True, **options.slurm}
+    warning = int(min(launch.grace_seconds, 60 * minutes - 1))
     executor.update_parameters(signal_delay_s=warning, stderr_to_stdout=True, **parameters)
+    workdir.mkdir(parents=True, exist_ok=True)
+    here = str(Path.cwd())
     try:
         with _quiet():
-            job = executor.submit(MainTask(words, str(Path.cwd())))
+            job_id = str(executor.submit(MainTask(words, here, workdir)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UsageError(f"the scheduler refused the job: {' '.join(str(error).split())}") from None
-    return str(job.job_id)
+    job = JobFile(job_id, options.executor, str(folder), here, words, vars(options), options.max_requeues)
+    write_job_file(workdir, job)
+    return job
 
 
 @contextlib.contextmanager
@@ -163,14 +67,13 @@ def _quiet() -> Iterator[None]:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    nothing = os.open(os.devnull, os.O_RDWR)
     earlier = [os.dup(descriptor) for descriptor in range(3)]
-    try:
+    with open(os.devnull, "r+b") as nothing:
         for descriptor in range(3):
-            os.dup2(nothing, descriptor)
+            os.dup2(nothing.fileno(), descriptor)
+    try:
         yield
     finally:
         for descriptor, saved in enumerate(earlier):
             os.dup2(saved, descriptor)
             os.close(saved)
-        os.close(nothing)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.command import resolve
 from launch.jobs.job_file import HOME_VARIABLE, JobFile, find_run, known_runs, read_job_file, write_job_file
 from launch.jobs.requeue import arguments_of_restart, decide, progress_mark
 from launch.jobs.slurm import minutes_of
 from launch.jobs.status import run_states, table
-from main import parse_config
-from tests.configuration import configured
 from util.errors import UsageError
 from util.run_file import update_run_file
 from util.run_options import RunOptions
@@ -57,24 +56,24 @@ def test_wishes_of_a_person_come_first_and_count_once() -> None:
 
 
 def test_mark_moves_with_snapshots_and_evaluation_files(tmp_path: Path) -> None:
-    config = configured(workdir=str(tmp_path))
-    marks = [progress_mark(config)]
+    command = resolve(["--workdir", str(tmp_path)])
+    marks = [progress_mark(command)]
     update_run_file(tmp_path, last_snapshot={"step": 7})
-    marks.append(progress_mark(config))
+    marks.append(progress_mark(command))
     (tmp_path / "eval" / "nll.chunks").mkdir(parents=True)
     (tmp_path / "eval" / "nll.chunks" / "00000000.npz").write_bytes(b"1")
-    marks.append(progress_mark(config))
+    marks.append(progress_mark(command))
     (tmp_path / "eval" / "nll.chunks" / "claim").write_bytes(b"1")
-    assert progress_mark(config) == marks[-1]
+    assert progress_mark(command) == marks[-1]
     assert len(set(marks)) == 3
     assert marks[1].startswith("step 7, ")
 
 
 def test_a_restart_neither_deletes_nor_goes_back() -> None:
     words = ["--workdir", "somewhere", "--seed", "3"]
-    assert arguments_of_restart(words) == words
+    assert arguments_of_restart(resolve(words)) == words
     for flags in (["--overwrite"], ["--checkpoint", "checkpoint_10.pth"]):
-        run = parse_config(arguments_of_restart([*words, *flags]))[RunOptions]
+        run = resolve(arguments_of_restart(resolve([*words, *flags])))[RunOptions]
         assert (run.overwrite, run.checkpoint, run.workdir, run.seed) == (False, "", "somewhere", 3)
 
 
@@ -118,9 +117,9 @@ def test_status_needs_no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     update_run_file(run, state="preempted", step=30, rate=2.0, world_size=4, exit_reason="SIGTERM")
     (run / "config.txt").write_text("n_train_iters = 100\n")
     (status,) = run_states([run])
-    assert (status.step, status.total, status.eta, status.world_size) == (30, 100, None, 4)
-    assert status.scheduler == "UNKNOWN (squeue: not found)"
-    assert status.last_error == "SIGTERM; requeued at step 30"
+    assert [status[name] for name in ("step", "total", "eta", "world_size")] == [30, 100, None, 4]
+    assert status["scheduler"] == "UNKNOWN (squeue: not found)"
+    assert status["last_error"] == "SIGTERM; requeued at step 30"
     head, line = table([status]).splitlines()
     assert head.startswith("RUN")
     assert "30/100" in line
