@@ -29,7 +29,6 @@ from util.run_log import RunLog
 from util.run_options import RunOptions
 from util.snapshot import SnapshotFile, SnapshotWriter
 from util.stop import StopRequest
-from util.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +182,7 @@ class Training:
         self.saved_step = self.method.state.step
         if self.snapshots is not None:
             held_up = self.snapshots.save(
-                {**self.method.state.state_dict(), "config": self.config.flat(), "versions": versions()}, keep
+                {**self.method.state.state_dict(), "config": self.config.flat()}, keep
             )
             if self.interval is not None:
                 self.interval.written(held_up)

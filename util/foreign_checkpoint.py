@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -183,9 +181,4 @@ def snapshot_state(
         "emas": emas,
         "optimizers": optimizers or {},
         "scaler": {},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
     }

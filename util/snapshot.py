@@ -23,8 +23,12 @@ import torch
 
 from util.errors import RunFailed, UsageError
 from util.files import flush_folder, remove_leftovers, replacing
+from util.versions import versions
 
 logger = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Of what is written: 1 did not say so itself. An older one is read as it is."""
 
 RUNNING = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -66,11 +70,12 @@ class _HashingWriter:
 
 
 def write_snapshot(path: Path, state: dict[str, Any]) -> str:
-    """Write, flush, read back, and only then put in place.
+    """Write, flush, read back, and only then put in place. Whatever writes a snapshot, writes it here.
 
     Args:
         path: the file to replace.
-        state: tensors and plain containers, with an integer ``step``.
+        state: tensors and plain containers: ``step``, ``config``, ``networks``, ``emas``, ``optimizers``, ``scaler``.
+            The number of the format and the versions of what wrote it are added.
 
     Returns:
         The snapshot's SHA-256.
@@ -81,7 +86,7 @@ def write_snapshot(path: Path, state: dict[str, Any]) -> str:
     with replacing(path) as temporary:
         writer = _HashingWriter(temporary)
         try:
-            torch.save(state, cast(IO[bytes], writer))
+            torch.save({"format": FORMAT, "versions": versions(), **state}, cast(IO[bytes], writer))
             checksum = writer.digest.hexdigest()
             comment = json.dumps({"step": int(state["step"]), "sha256": checksum}).encode()
             length = writer.file.tell() - 2
@@ -146,6 +151,10 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"{path}: not a snapshot that can be loaded safely ({first_line[:160]})") from None
+    if isinstance(state, dict) and state.get("format", 1) > FORMAT:
+        raise UsageError(
+            f"{path}: a snapshot of format {state['format']}, and this program knows {FORMAT}; update the program"
+        )
     missing = [key for key in ("step", "networks", "emas") if not isinstance(state, dict) or key not in state]
     if missing:
         raise UsageError(

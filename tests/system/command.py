@@ -30,10 +30,12 @@ def arguments(workdir: Path, **options: Any) -> list[str]:
 
 
 def start(workdir: Path, **options: Any) -> subprocess.Popen[str]:
+    """``cwd`` among the options is the folder of the command, by default that of the project."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    cwd = options.pop("cwd", ROOT)
     return subprocess.Popen(
         arguments(workdir, **options),
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

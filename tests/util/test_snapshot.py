@@ -7,6 +7,7 @@ import torch
 
 from util.errors import RunFailed, UsageError
 from util.snapshot import (
+    FORMAT,
     PREVIOUS,
     RUNNING,
     DamagedSnapshot,
@@ -121,3 +122,14 @@ def test_copies_do_not_follow_the_original() -> None:
     original["a"][0].fill_(1)
     assert copy["a"][0].sum() == 0
     assert copy["b"] == (1, "x")
+
+
+def test_a_snapshot_says_its_format_and_older_and_newer_ones_are_told_apart(tmp_path: Path) -> None:
+    state = {"step": 3, "config": {}, "networks": {}, "emas": {}, "optimizers": {}, "scaler": {}}
+    write_snapshot(tmp_path / "now.pth", state)
+    assert read_snapshot(tmp_path / "now.pth")["format"] == FORMAT
+    torch.save(state, tmp_path / "older.pth")
+    assert read_snapshot(tmp_path / "older.pth")["step"] == 3
+    write_snapshot(tmp_path / "newer.pth", {**state, "format": FORMAT + 1})
+    with pytest.raises(UsageError, match="update the program"):
+        read_snapshot(tmp_path / "newer.pth")
