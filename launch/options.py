@@ -18,15 +18,18 @@ class LaunchOptions:
         0, "ranks on each node; 0 is one for each GPU, or a single CPU rank", minimum=0, effect=PLACE
     )
     n_nodes: int = option(
-        0, "number of nodes; 0 is what mpirun, srun or torchrun started, else one", minimum=0, effect=PLACE
+        0, "number of nodes; 0 is what mpirun, srun or torchrun started, else one", minimum=0, effect=PLACE, once=True
     )
-    node_rank: int = option(-1, "index of this node, from 0; -1 asks the launcher", minimum=-1, effect=PLACE)
+    node_rank: int = option(
+        -1, "index of this node, from 0; -1 asks the launcher", minimum=-1, effect=PLACE, once=True
+    )
     master_address: str = option(
-        "", "address of node 0 that the others can reach; default: agreed on under mpirun and srun", effect=PLACE
-    )
+        "", "address of node 0 that the others can reach; default: agreed on under mpirun and srun", effect=PLACE,
+        once=True,
+    )  # fmt: skip
     master_port: int = option(
         0, "port of node 0 for the agents of the nodes; 0 is agreed on, or 29417 with --node_rank", minimum=0,
-        maximum=65535, effect=PLACE,
+        maximum=65535, effect=PLACE, once=True,
     )  # fmt: skip
     rendezvous_timeout: float = option(
         300.0, "seconds that nodes wait for each other at the start", above=0.0, effect=PLACE

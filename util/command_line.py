@@ -1,6 +1,7 @@
 """From command line and configuration files to one configuration, with ``--help`` for what a system reads.
 
-The command line wins over ``-sc`` files, those over ``-cc`` files, later files over earlier ones, all over defaults.
+The command line wins over ``-sc`` files, those over ``-cc`` files, later files over earlier ones, all over defaults. A
+command that looks at an earlier run, or goes on with it, and has no ``-cc`` file takes what the run's folder says.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 from collections import OrderedDict
@@ -17,11 +19,12 @@ from typing import IO, Any, NoReturn
 
 import configargparse
 
-from util.config import Catalogue, Config, published_keys
+from util.config import RECORD, Catalogue, Config, published_keys
 from util.config_file import Setting, read_settings
 from util.errors import UsageError
 from util.option import Option
 from util.option_values import options_of, read, written
+from util.run_options import RunOptions
 
 DESCRIPTION = "Train and evaluate score-based generative models, on one process or on many nodes."
 CONFIG_FLAGS = ("-cc", "--config")
@@ -55,8 +58,12 @@ def parse(argv: Sequence[str], catalogue: Catalogue, prog: str = "main.py") -> C
             out of range, an unreadable file.
         SystemExit: after ``--help`` or ``--print_config``.
     """
-    files, rest = _configuration_files(argv)
-    settings = _merged(files)
+    common, special, rest = _configuration_files(argv)
+    settings = _merged(common + special)
+    given = set(settings)
+    earlier = None if common else _earlier_run(rest, settings, catalogue)
+    if earlier is not None:
+        settings = _recorded(earlier, catalogue) | settings
     system, network = (_chosen(rest, settings, catalogue, key) for key in ("system", "name"))
     wanted = _help_wanted(rest)
     if wanted == "overview":
@@ -80,13 +87,11 @@ def parse(argv: Sequence[str], catalogue: Catalogue, prog: str = "main.py") -> C
     values = vars(known)
     print_config = values.pop("print_config")
     options = {option.flag: option for group in groups for option in options_of(group)}
-    on_command_line = {flag for flag in options if _names(rest, flag)}
-    config = Config(
-        catalogue,
-        {**{flag: values[flag] for flag in options}, "name": network},
-        on_command_line | settings.keys(),
-        notes,
-    )
+    given = given | {flag for flag in options if _names(rest, flag)}
+    values = {**{flag: values[flag] for flag in options}, "name": network}
+    config = Config(catalogue, values, given, notes)
+    if earlier is not None and config[RunOptions].model_folder != earlier:  # the run had a root, or has been moved
+        config = Config(catalogue, {**values, "workdir": str(earlier.absolute())}, given, notes)
     if print_config:
         sys.stdout.write(config.text())
         raise SystemExit(0)
@@ -105,7 +110,10 @@ def make_parser(groups: Sequence[type], prog: str = "main.py") -> configargparse
         usage=f"{prog} [-cc FILE]... [-sc FILE]... [--key value]...",
     )
     files = parser.add_argument_group("configuration files", "lines of 'key = value'; 'include = FILE' may come first")
-    files.add_argument("-cc", "--config", metavar="FILE", help="may be given again; later files win")
+    files.add_argument(
+        "-cc", "--config", metavar="FILE", help="may be given any number of times; later files win over earlier ones, "
+        "flags over all files [--mode continue, eval and sample: workdir/config.txt]",
+    )  # fmt: skip
     files.add_argument("-sc", "--special_config", metavar="FILE", help="likewise; these win over all -cc files")
     files.add_argument("--print_config", action="store_true", help="print what all files and flags come to, and stop")
     sections: dict[type, Any] = {}
@@ -179,8 +187,8 @@ def _every_group(catalogue: Catalogue) -> list[type]:
     return [*catalogue.shared, *own]
 
 
-def _configuration_files(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files in the order in which they win, least first, and the rest of the command line."""
+def _configuration_files(argv: Sequence[str]) -> tuple[list[Path], list[Path], list[str]]:
+    """The -cc files, the -sc files, and the rest of the command line."""
     common: list[Path] = []
     special: list[Path] = []
     rest: list[str] = []
@@ -192,11 +200,34 @@ def _configuration_files(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
             continue
         if not separator:
             value = next(words, "")
-        path = Path(value).expanduser()
-        if not value or not path.is_file():
+        path = Path(os.path.expanduser(value))
+        if not os.path.isfile(path):
             raise UsageError(f"{flag} {value}: no such file; the published settings are in configs/")
         (common if flag in CONFIG_FLAGS else special).append(path)
-    return common + special, rest
+    return common, special, rest
+
+
+def _earlier_run(argv: Sequence[str], settings: dict[str, Setting], catalogue: Catalogue) -> Path | None:
+    """The folder of the run that the command looks at or goes on with, where it says how it was configured.
+
+    Raises:
+        UsageError: the command would go on with a run whose configuration nobody says.
+    """
+    mode, root, workdir = (_chosen(argv, settings, catalogue, key) for key in ("mode", "root", "workdir"))
+    folder = Path(os.path.expanduser(root)) / os.path.expanduser(workdir)
+    if mode not in ("continue", "eval", "sample") or not workdir:
+        return None
+    if (folder / RECORD).is_file():
+        return folder
+    if mode == "continue" and folder.is_dir():
+        raise UsageError(f"--mode continue: {folder} has no {RECORD}; give the settings of the run with -cc")
+    return None
+
+
+def _recorded(folder: Path, catalogue: Catalogue) -> dict[str, Setting]:
+    """What an earlier run was configured with, apart from what counted for the command that began it."""
+    once = {option.flag for group in catalogue.shared for option in options_of(group) if option.metadata["once"]}
+    return {key: setting for key, setting in read_settings(folder / RECORD).items() if key not in once}
 
 
 def _merged(files: Sequence[Path]) -> dict[str, Setting]:

@@ -14,6 +14,9 @@ from util.option_values import check, flags_of, options_of, plain, read, written
 
 Group = TypeVar("Group")
 
+RECORD = "config.txt"
+"""The file in the folder of a run that says how it was configured."""
+
 
 class Reads(Protocol):
     """What a system reads of the options."""
@@ -179,11 +182,17 @@ class Config:
                 raise UsageError(f"{flag} = {written(value)}: {error}") from None
         return changed
 
-    def text(self) -> str:
-        """The configuration file that gives this configuration when passed with ``-cc``."""
+    def text(self, once: bool = True) -> str:
+        """The configuration file that gives this configuration when passed with ``-cc``.
+
+        Args:
+            once: also the options that count for one command, and are not kept with a run.
+        """
         lines: list[str] = []
         section: type | None = None
         for option in self.options():
+            if option.metadata["once"] and not once:
+                continue
             if option.declared_in is not section:
                 section = option.declared_in
                 lines += ["", f"# {(section.__doc__ or section.__name__).strip().splitlines()[0]}"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,10 @@ def read_settings(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Set
             other.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_bytes()
+        # Redirected output of PowerShell is UTF-16, and says so with a byte-order mark.
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        lines = content.decode("utf-16" if utf_16 else "utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file; give a file of 'key = value' lines") from None
     except OSError as error:
@@ -50,7 +55,7 @@ def read_settings(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Set
         if key in own:
             raise UsageError(f"{where}: '{key}' was set in line {numbers[key]} already; keep one of the two")
         if key == INCLUDE:
-            included |= _include(path, Path(value).expanduser(), where, (*including, path.resolve()), bool(own))
+            included |= _include(path, Path(os.path.expanduser(value)), where, (*including, path.resolve()), bool(own))
         else:
             own[key], numbers[key] = Setting(value, where), number
     return {**included, **own}
@@ -60,7 +65,7 @@ def _include(path: Path, name: Path, where: str, including: tuple[Path, ...], la
     target = path.parent / name
     if late:
         raise UsageError(f"{where}: a file includes another in its first setting; move the line up")
-    if not target.is_file():
+    if not os.path.isfile(target):
         raise UsageError(f"{where}: include = {name}: there is no such file beside {path.name}")
     if target.resolve() in including:
         raise UsageError(f"{where}: include = {name}: that file includes this one; leave one of the two lines out")

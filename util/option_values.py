@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from util.option import Option
@@ -121,10 +121,22 @@ def read(option: Option, text: str) -> Any:
         ValueError: that says what was expected.
     """
     value = READERS[option.kind](text)
-    if option.metadata["path"] and value.startswith("~"):
-        value = str(Path(value).expanduser())
+    if option.metadata["path"]:
+        value = with_home(value)
     check(option, value)
     return value
+
+
+def with_home(path: str) -> str:
+    """A path in which ``~`` at the beginning is the home folder, and ``~name`` that of a user.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"no home folder is known for {path.split('/')[0]}; write ./~ for a name that begins with ~")
+    return expanded
 
 
 def check(option: Option, value: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from util.config import Config, read_config_file
+from util.config import RECORD, Config, read_config_file
 from util.errors import UsageError
 from util.files import write_text
 from util.run_file import read_run_file
@@ -25,7 +25,7 @@ def claim_run_folder(config: Config) -> None:
         UsageError: the folder holds another run, a finished one, or (``continue``) none.
     """
     workdir = config[RunOptions].folder
-    recorded = workdir / "config.txt"
+    recorded = workdir / RECORD
     earlier = read_config_file(recorded, config.catalogue) if recorded.is_file() else None
     if config[RunOptions].mode != "continue" and earlier is not None:
         if config[RunOptions].overwrite:
@@ -44,7 +44,7 @@ def claim_run_folder(config: Config) -> None:
         for change in config.difference(earlier):
             logger.warning("continuing with a changed setting: %s", change)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(recorded, config.text())
+    write_text(recorded, config.text(once=False))
 
 
 def _empty(workdir: Path) -> None:

@@ -16,14 +16,16 @@ class RunOptions:
     mode: str = option(
         "train", "train a model, continue a training run, evaluate a snapshot, draw samples from one, or train a "
         "dequantizer for one (scoreflow)",
-        choices=("train", "continue", "eval", "sample", "train_deq"), effect=PLACE,
+        choices=("train", "continue", "eval", "sample", "train_deq"), effect=PLACE, once=True,
     )  # fmt: skip
     root: str = option(".", "folder that relative paths start from", effect=PLACE, path=True)
     workdir: str = option("", "folder of the run: configuration, snapshots, logs, samples", effect=PLACE, path=True)
-    overwrite: bool = option(False, "with --mode train: start again where workdir holds a run", effect=PLACE)
+    overwrite: bool = option(
+        False, "with --mode train: start again where workdir holds a run", effect=PLACE, once=True
+    )
     checkpoint: str = option(
         "", "with --mode continue: file in workdir/checkpoints to start from; default the newest intact one",
-        effect=PLACE, path=True,
+        effect=PLACE, path=True, once=True,
     )  # fmt: skip
     cont_nbr: int = option(
         0, "number of this continuation: N > 0 continues with fresh noise, 0 exactly as if never stopped",
