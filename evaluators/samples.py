@@ -99,9 +99,7 @@ def evaluate_samples(
         job: the snapshot and the ranks.
         method: the model.
         dataset: test data of the same kind, to compare points with.
-        n_samples: N.
-        chunk_size: samples drawn at a time.
-        published_behaviour: cut grey levels off as the public code does, instead of rounding them.
+        n_samples, chunk_size, published_behaviour: as ``evaluate_trajectory``.
 
     Returns:
         The entry for ``results.json`` on rank 0, None elsewhere.

@@ -117,6 +117,38 @@ class OdeSamplingOptions:
 
 
 @dataclass(frozen=True)
+class LikelihoodOptions:
+    """Likelihood through the probability-flow ODE."""
+
+    likelihood_solver: str = option("RK45", "ODE solver", effect=VALUE)
+    likelihood_rtol: float = option(1e-5, "relative tolerance", above=0.0, effect=VALUE)
+    likelihood_atol: float = option(1e-5, "absolute tolerance", above=0.0, effect=VALUE)
+    likelihood_n_steps: int = option(
+        0, "steps of a fixed-step likelihood_solver such as rk4; 0 for adaptive solvers", minimum=0, effect=VALUE
+    )
+    likelihood_hutchinson_type: str = option(
+        "rademacher", "probes of the trace estimator; exact computes the trace (points only)",
+        choices=("rademacher", "gaussian", "exact"), effect=VALUE,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoreModelOptions(
+    LearningRateOptions, LinearBetaOptions, ObjectiveOptions, ContinuousTimeOptions, OdeSamplingOptions,
+    LikelihoodOptions,
+):  # fmt: skip
+    """What every system with a score network in continuous time reads."""
+
+
+@dataclass(frozen=True)
+class VarianceExplodingOptions:
+    """The variance-exploding process (vesde)."""
+
+    sigma_min: float = option(0.01, "smallest noise", above=0.0)
+    sigma_max: float = option(50.0, "largest noise", above=0.0)
+
+
+@dataclass(frozen=True)
 class PredictorCorrectorOptions:
     """--sampling_method pc: n_discrete_steps times, at each of them corrector steps and then a predictor step."""
 
@@ -131,22 +163,6 @@ class PredictorCorrectorOptions:
     )  # fmt: skip
     snr: float = option(0.16, "signal-to-noise ratio of the corrector", above=0.0, effect=VALUE)
     n_steps_each: int = option(1, "corrector steps at each time", minimum=1, effect=VALUE)
-
-
-@dataclass(frozen=True)
-class LikelihoodOptions:
-    """Likelihood through the probability-flow ODE."""
-
-    likelihood_solver: str = option("RK45", "ODE solver", effect=VALUE)
-    likelihood_rtol: float = option(1e-5, "relative tolerance", above=0.0, effect=VALUE)
-    likelihood_atol: float = option(1e-5, "absolute tolerance", above=0.0, effect=VALUE)
-    likelihood_n_steps: int = option(
-        0, "steps of a fixed-step likelihood_solver such as rk4; 0 for adaptive solvers", minimum=0, effect=VALUE
-    )
-    likelihood_hutchinson_type: str = option(
-        "rademacher", "probes of the trace estimator; exact computes the trace (points only)",
-        choices=("rademacher", "gaussian", "exact"), effect=VALUE,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def train(evaluation: MakesEvaluation, config: Config, distributed: Distributed,
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A snapshot, ready to be evaluated; see ``evaluators.run.LoadedModel``."""
+    """See ``evaluators.run.LoadedModel``."""
 
     config: Config
     model: Method

@@ -33,7 +33,8 @@ class System:
         has_likelihood: whether there is a likelihood to evaluate.
         settle: (config) to a configuration and a text: chooses, on one rank and before ``build``, the snapshots that
             the options leave open beside the model's, and says what of them tells evaluations apart; empty for none.
-        importers: by the name of the program, (paths) to the state of a snapshot of its files.
+        importers: by the name of the program, (paths) to the state of a snapshot of its files, which raises UsageError
+            for anything missing, left over, of another shape, or not finite.
     """
 
     summary: str

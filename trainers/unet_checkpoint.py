@@ -35,12 +35,6 @@ def import_ddpm_torch(sources: Sequence[Path]) -> dict[str, Any]:
     Either a flat state_dict, or entries ``model`` and ``ema`` (``shadow``, by name, with ``decay`` and
     ``num_updates``) among others that are left behind. Names may have the prefix ``module.`` of data-parallel
     training. A flat file gives weights and averages, since published ones hold averages.
-
-    Args:
-        sources: the one file.
-
-    Raises:
-        UsageError: for anything missing, left over, of another shape, or not finite.
     """
     return _import_unet(sources, "ddpm-torch", lambda found: DDPMUNet(ddpm_unet_settings(found)))
 

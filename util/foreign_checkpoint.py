@@ -113,14 +113,18 @@ def own_storage(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def average_by_order(checkpoint: Any, parameters: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
-    """The average that a checkpoint keeps as ``ema``: ``decay``, ``num_updates`` and ``shadow_params``, a list without
+def average_by_order(
+    checkpoint: Any, parameters: Mapping[str, torch.Tensor], source: str, key: str = "ema", of: str = "model"
+) -> dict[str, Any]:
+    """The average that a checkpoint keeps as ``key``: ``decay``, ``num_updates`` and ``shadow_params``, a list without
     names.
 
     Args:
         checkpoint: the loaded file.
         parameters: what the list holds averages of, in its order.
         source: the file, for messages.
+        key: of the entry.
+        of: the entry that holds the parameters, for messages.
 
     Returns:
         ``{"decay", "n_updates", "shadow"}``, by name.
@@ -128,22 +132,22 @@ def average_by_order(checkpoint: Any, parameters: Mapping[str, torch.Tensor], so
     Raises:
         UsageError: there is none, or it is of other parameters.
     """
-    ema = entry(checkpoint, "ema", Mapping, source)
-    averages = entry(ema, "shadow_params", list, f"{source}: ema")
+    ema = entry(checkpoint, key, Mapping, source)
+    averages = entry(ema, "shadow_params", list, f"{source}: {key}")
     if len(averages) != len(parameters):
         raise UsageError(
-            f"{source}: ema shadow_params has {len(averages)} tensors for {len(parameters)} trainable "
+            f"{source}: {key} shadow_params has {len(averages)} tensors for {len(parameters)} trainable "
             "parameters; the file is incomplete or of another network"
         )
     shadow = dict(zip(parameters, averages, strict=True))
     for name, tensor in shadow.items():
-        check_tensor(tensor, f"{source}: ema shadow_params {name}")
+        check_tensor(tensor, f"{source}: {key} shadow_params {name}")
     difference = describe_difference(shapes(parameters), shapes(shadow))
     if difference:
-        raise UsageError(f"{source}: ema shadow_params is not in the order of model: {difference}")
+        raise UsageError(f"{source}: {key} shadow_params is not in the order of {of}: {difference}")
     return {
-        "decay": entry(ema, "decay", float, f"{source}: ema"),
-        "n_updates": entry(ema, "num_updates", int, f"{source}: ema"),
+        "decay": entry(ema, "decay", float, f"{source}: {key}"),
+        "n_updates": entry(ema, "num_updates", int, f"{source}: {key}"),
         "shadow": own_storage(shadow),
     }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from diffusion.continuous.chain import DiscreteProcess
 from diffusion.continuous.process import ScoreFunction, drift
@@ -26,12 +27,7 @@ Predictor = Callable[[DiscreteProcess, ScoreFunction, torch.Tensor, torch.Tensor
 
 
 def euler_maruyama_step(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor,
-    n_steps: int,
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noise: Tensor, n_steps: int
 ) -> States:
     """A step of length 1/N of the reverse-time equation."""
     diffusion = expand(process.diffusion_coefficient(t), x)
@@ -40,12 +36,7 @@ def euler_maruyama_step(
 
 
 def reverse_diffusion_step(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor,
-    n_steps: int,
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noise: Tensor, n_steps: int
 ) -> States:
     """The step of the chain, reversed (Appendix E)."""
     step = process.discrete_step(t, n_steps)
@@ -54,12 +45,7 @@ def reverse_diffusion_step(
 
 
 def probability_flow_step(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor,  # noqa: ARG001
-    n_steps: int,
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, _noise: Tensor, n_steps: int
 ) -> States:
     """The step of the chain reversed without noise, with half the score (Appendix E)."""
     step = process.discrete_step(t, n_steps)
@@ -68,12 +54,7 @@ def probability_flow_step(
 
 
 def ancestral_step(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor,
-    n_steps: int,
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noise: Tensor, n_steps: int
 ) -> States:
     """Ancestral sampling (Appendix F)."""
     step = process.discrete_step(t, n_steps)
@@ -109,15 +90,9 @@ def langevin_step_sizes(
 
 
 def langevin(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    noises: Sequence[torch.Tensor],
-    n_steps: int,
-    snr: float,
-    batch_step_sizes: bool = False,
-) -> States:
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noises: Sequence[Tensor], n_steps: int,
+    snr: float, batch_step_sizes: bool = False,
+) -> States:  # fmt: skip
     """Langevin steps whose sizes follow from the norms of score and noise (Appendix G).
 
     Args:
@@ -137,15 +112,9 @@ def langevin(
 
 
 def annealed_langevin(
-    process: DiscreteProcess,
-    score: ScoreFunction,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    noises: Sequence[torch.Tensor],
-    n_steps: int,
-    snr: float,
-    batch_step_sizes: bool = False,  # noqa: ARG001
-) -> States:
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noises: Sequence[Tensor], n_steps: int,
+    snr: float, _batch_step_sizes: bool = False,
+) -> States:  # fmt: skip
     """Langevin steps of the size 2 alpha (snr std(t))^2, std that of the kernel (Song and Ermon, arXiv 1907.05600).
 
     Arguments as those of ``langevin``.

@@ -69,6 +69,18 @@ class Process(Protocol):
         ...
 
 
+class WithoutVelocity:
+    """What processes of the data alone say of their velocity."""
+
+    @property
+    def velocity_variance(self) -> None:
+        return None
+
+    @property
+    def conditions_on_velocity(self) -> bool:
+        return False
+
+
 class LabelledProcess(Process, Protocol):
     """A process of the data alone for which networks were published that see a label of the time (Song et al., arXiv
     2011.13456, Appendix H)."""

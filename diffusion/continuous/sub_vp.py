@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from diffusion.continuous.chain import DiscreteStep
-from diffusion.continuous.noise_schedule import LinearBeta
-from diffusion.continuous.vp import LABEL_SCALE, LINEAR_BELOW, discrete_beta, mean_coefficient
+from diffusion.continuous.vp import LINEAR_BELOW, LinearDrift, discrete_beta
 
 
 @dataclass(frozen=True)
-class SubVariancePreserving:
+class SubVariancePreserving(LinearDrift):
     """du = -beta/2 u dt + sqrt(beta (1 - e^{-2B})) dw with B the integral of beta, and prior N(0, I). Methods as in
     diffusion.continuous.process.Process and diffusion.continuous.importance.WeightedProcess.
 
@@ -25,33 +24,12 @@ class SubVariancePreserving:
             0.002, the others where 2B and B reach 0.001.
     """
 
-    schedule: LinearBeta
-    linearised_start: bool = False
-
-    @property
-    def prior_standard_deviations(self) -> tuple[float, ...]:
-        return (1.0,)
-
-    @property
-    def velocity_variance(self) -> None:
-        return None
-
-    @property
-    def conditions_on_velocity(self) -> bool:
-        return False
-
-    def drift_matrix(self, t: torch.Tensor) -> torch.Tensor:
-        return (-self.schedule.beta(t) / 2)[..., None, None]
-
     def diffusion_coefficient(self, t: torch.Tensor) -> torch.Tensor:
         doubled = 2 * self.schedule.integral(t)
         share = -(-doubled).expm1()
         if self.linearised_start:
             share = torch.where(doubled <= LINEAR_BELOW, doubled, share)
         return (self.schedule.beta(t) * share).sqrt()
-
-    def transition(self, t: torch.Tensor) -> torch.Tensor:
-        return mean_coefficient(self.schedule.integral(t), self.linearised_start)[..., None, None]
 
     def covariance_factor(self, t: torch.Tensor, initial_variances: Sequence[torch.Tensor | float]) -> torch.Tensor:
         (data_variance,) = initial_variances
@@ -82,13 +60,6 @@ class SubVariancePreserving:
     def time_of_cumulative_weight(self, weight: torch.Tensor) -> torch.Tensor:
         # The weight is log(4 sinh^2(B / 2)).
         return self.schedule.time(2 * (weight / 2 - math.log(2)).exp().asinh())
-
-    @property
-    def output_is_score(self) -> bool:
-        return False
-
-    def time_label(self, t: torch.Tensor) -> torch.Tensor:
-        return LABEL_SCALE * t
 
     def discrete_step(self, t: torch.Tensor, n_steps: int) -> DiscreteStep:
         """An Euler-Maruyama step of length 1/N. Its alpha is that of the variance-preserving chain, whose drift it

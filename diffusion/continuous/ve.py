@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from diffusion.continuous.chain import DiscreteStep, grid_index
+from diffusion.continuous.process import WithoutVelocity
 from util.errors import UsageError
 
 
 @dataclass(frozen=True)
-class VarianceExploding:
+class VarianceExploding(WithoutVelocity):
     """du = sigma(t) sqrt(2 log(sigma_max / sigma_min)) dw with sigma(t) = sigma_min (sigma_max / sigma_min)^t, and
     prior N(0, sigma_max^2 I). Methods as in diffusion.continuous.process.Process and
     diffusion.continuous.importance.WeightedProcess.
@@ -35,14 +36,6 @@ class VarianceExploding:
     @property
     def prior_standard_deviations(self) -> tuple[float, ...]:
         return (self.sigma_max,)
-
-    @property
-    def velocity_variance(self) -> None:
-        return None
-
-    @property
-    def conditions_on_velocity(self) -> bool:
-        return False
 
     @property
     def log_ratio(self) -> float:

@@ -7,6 +7,7 @@ import torch
 
 from diffusion.continuous.chain import DiscreteStep, grid_index
 from diffusion.continuous.noise_schedule import LinearBeta
+from diffusion.continuous.process import WithoutVelocity
 
 LABEL_SCALE = 999.0
 """Time labels of networks that were made for chains of 1,000 steps run from 0 to this."""
@@ -16,7 +17,37 @@ LINEAR_BELOW = 1e-3
 
 
 @dataclass(frozen=True)
-class VariancePreserving:
+class LinearDrift(WithoutVelocity):
+    """The drift -beta/2 u and the prior N(0, I), which the variance-preserving processes share."""
+
+    schedule: LinearBeta
+    linearised_start: bool = False
+
+    @property
+    def prior_standard_deviations(self) -> tuple[float, ...]:
+        return (1.0,)
+
+    @property
+    def output_is_score(self) -> bool:
+        return False
+
+    def time_label(self, t: torch.Tensor) -> torch.Tensor:
+        return LABEL_SCALE * t
+
+    def drift_matrix(self, t: torch.Tensor) -> torch.Tensor:
+        return (-self.schedule.beta(t) / 2)[..., None, None]
+
+    def transition(self, t: torch.Tensor) -> torch.Tensor:
+        """e^{-B/2}, or 1 - B/2 at the start where ``linearised_start``."""
+        integral = self.schedule.integral(t)
+        coefficient = (-integral / 2).exp()
+        if self.linearised_start:
+            coefficient = torch.where(integral / 2 <= LINEAR_BELOW, 1 - integral / 2, coefficient)
+        return coefficient[..., None, None]
+
+
+@dataclass(frozen=True)
+class VariancePreserving(LinearDrift):
     """du = -beta/2 u dt + sqrt(beta) dw, with prior N(0, I). Methods as in diffusion.continuous.process.Process and
     diffusion.continuous.importance.WeightedProcess.
 
@@ -27,29 +58,8 @@ class VariancePreserving:
             0.002, the cumulative weight where it reaches 0.001.
     """
 
-    schedule: LinearBeta
-    linearised_start: bool = False
-
-    @property
-    def prior_standard_deviations(self) -> tuple[float, ...]:
-        return (1.0,)
-
-    @property
-    def velocity_variance(self) -> None:
-        return None
-
-    @property
-    def conditions_on_velocity(self) -> bool:
-        return False
-
-    def drift_matrix(self, t: torch.Tensor) -> torch.Tensor:
-        return (-self.schedule.beta(t) / 2)[..., None, None]
-
     def diffusion_coefficient(self, t: torch.Tensor) -> torch.Tensor:
         return self.schedule.beta(t).sqrt()
-
-    def transition(self, t: torch.Tensor) -> torch.Tensor:
-        return mean_coefficient(self.schedule.integral(t), self.linearised_start)[..., None, None]
 
     def covariance_factor(self, t: torch.Tensor, initial_variances: Sequence[torch.Tensor | float]) -> torch.Tensor:
         (data_variance,) = initial_variances
@@ -88,13 +98,6 @@ class VariancePreserving:
     def kernel_starts_noisy(self) -> bool:
         return False
 
-    @property
-    def output_is_score(self) -> bool:
-        return False
-
-    def time_label(self, t: torch.Tensor) -> torch.Tensor:
-        return LABEL_SCALE * t
-
     def discrete_step(self, t: torch.Tensor, n_steps: int) -> DiscreteStep:
         """The chain of DDPM, x_{k+1} = sqrt(1 - beta_k) x_k + sqrt(beta_k) z (Song et al., arXiv 2011.13456, Appendix
         E)."""
@@ -102,14 +105,6 @@ class VariancePreserving:
         scale = (1 - beta).sqrt()
         # sqrt(1 - beta) - 1 without cancellation.
         return DiscreteStep(-beta / (scale + 1), beta.sqrt(), beta.sqrt(), 1 - beta)
-
-
-def mean_coefficient(integral: torch.Tensor, linearised_start: bool) -> torch.Tensor:
-    """e^{-B/2}, or 1 - B/2 at the start where ``linearised_start``."""
-    coefficient = (-integral / 2).exp()
-    if linearised_start:
-        coefficient = torch.where(integral / 2 <= LINEAR_BELOW, 1 - integral / 2, coefficient)
-    return coefficient
 
 
 def discrete_beta(schedule: LinearBeta, t: torch.Tensor, n_steps: int) -> torch.Tensor:

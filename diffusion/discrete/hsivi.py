@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from util.errors import UsageError
 
@@ -140,12 +141,7 @@ def apply_layer(
 
 
 def roll_out(
-    hierarchy: Hierarchy,
-    phi: Network,
-    log_gamma: torch.Tensor,
-    start: torch.Tensor,
-    depths: torch.Tensor,
-    normal: Normal,
+    hierarchy: Hierarchy, phi: Network, log_gamma: Tensor, start: Tensor, depths: Tensor, normal: Normal
 ) -> Iterator[tuple[int, torch.Tensor, Transition]]:
     """Carry each sample from noise through as many layers as it needs, without gradients.
 
@@ -176,12 +172,7 @@ def roll_out(
 
 
 def states_at(
-    hierarchy: Hierarchy,
-    phi: Network,
-    log_gamma: torch.Tensor,
-    start: torch.Tensor,
-    depths: torch.Tensor,
-    normal: Normal,
+    hierarchy: Hierarchy, phi: Network, log_gamma: Tensor, start: Tensor, depths: Tensor, normal: Normal
 ) -> torch.Tensor:
     """The states (B, C, H, W) of samples that passed ``depths`` layers; arguments as ``roll_out``."""
     states = start.clone()

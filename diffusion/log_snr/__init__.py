@@ -14,5 +14,6 @@ Objective       the bound of VDM (Kingma et al., arXiv 2107.00630, Section 4):  
 Levels          p(k | z_0) of the 256 grey levels                                                   ``levels``
 Dequantization  uniform; the diffusion's own z_0; normals truncated to each level (Section 5.1)      ``dequantization``
 Likelihood      -log P(k) <= -log p(z_1) - int div + log q(z_0 | k), by the ODE                     ``likelihood``
-                and from several draws of z_0 (Burda et al., arXiv 1509.00519)                      ``importance_weighted``
+                and from several draws of z_0 (Burda et al., arXiv 1509.00519)
+                                                                                          ``diffusion.importance_weighted``
 """

@@ -67,8 +67,8 @@ def _check_range(gamma_min: float, gamma_max: float) -> None:
 
 
 @dataclass(frozen=True)
-class VariancePreservingPath:
-    """alpha^2 + sigma^2 = 1. Methods as in LogSnrSchedule.
+class GammaRange:
+    """The ends of a schedule.
 
     Raises:
         UsageError: for ends out of order or beyond +-100.
@@ -79,6 +79,10 @@ class VariancePreservingPath:
 
     def __post_init__(self) -> None:
         _check_range(self.gamma_min, self.gamma_max)
+
+
+class VariancePreservingPath(GammaRange):
+    """alpha^2 + sigma^2 = 1. Methods as in LogSnrSchedule."""
 
     @property
     def velocity_scale(self) -> float:
@@ -104,19 +108,8 @@ class VariancePreservingPath:
         return gamma.clamp(self.gamma_min, self.gamma_max)
 
 
-@dataclass(frozen=True)
-class StraightPath:
-    """alpha + sigma = 1, a straight line from data to noise. Methods as in LogSnrSchedule.
-
-    Raises:
-        UsageError: for ends out of order or beyond +-100.
-    """
-
-    gamma_min: float
-    gamma_max: float
-
-    def __post_init__(self) -> None:
-        _check_range(self.gamma_min, self.gamma_max)
+class StraightPath(GammaRange):
+    """alpha + sigma = 1, a straight line from data to noise. Methods as in LogSnrSchedule."""
 
     @property
     def velocity_scale(self) -> float:

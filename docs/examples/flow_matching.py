@@ -22,13 +22,13 @@ from diffusion.tensors import expand
 from models.ncsnpp_settings import NCSNppSettings
 from trainers.method import Update
 from trainers.networks import make_score_network, score_network_settings
+from trainers.one_network import OneNetwork
 from trainers.options import LearningRateOptions, LikelihoodOptions, OdeSamplingOptions, OptimizationOptions
 from trainers.score_model import Network, draw_probe, in_precisions, likelihood_solver, sampling_solver
 from trainers.state import TrainingState
 from trainers.system import System
 from trainers.update import make_scaler, make_updater
 from util.config import Config
-from util.data.loader import MicroBatch
 from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
@@ -51,7 +51,7 @@ def check(config: Config) -> None:
     score_network_settings(config, channels, channels)
 
 
-class FlowMatching:
+class FlowMatching(OneNetwork):
     """See ``trainers.method.Method``."""
 
     unit = "bits/dim"
@@ -69,28 +69,21 @@ class FlowMatching:
         self.state = TrainingState.of(self.updaters, make_scaler(optimization, self.device))
         self.heed: Callable[[], None] = go_on
         self.likelihoods = {"negative_log_likelihood": self.negative_log_likelihood}
-        self._velocity = in_precisions(self.network, self.device, optimization).map(_velocity)
+        self.precisions = in_precisions(self.network, self.device, optimization).map(_velocity)
 
-    def _losses(self, velocity: Function, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+    def losses(self, function: Function, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """|v - (data - noise)|^2 at one time of each sample, float64 (B,)."""
         data = self.scale.dequantize(batch, noise.uniform(*self.shape))
         t, start = noise.uniform(dtype=torch.float64), noise.normal(*self.shape)
         end = data + self.options.sigma_data * noise.normal(*self.shape)
         x = torch.lerp(start, end, expand(t.float(), end))
-        return (velocity(x, t) - (end - start)).flatten(1).square().sum(1, dtype=torch.float64)
-
-    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
-        return self._losses(self._velocity.training, batch.data, noise)
-
-    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
-        with self.updater.averaged(), torch.no_grad():
-            return self._losses(self._velocity.sampling, batch, noise)
+        return (function(x, t) - (end - start)).flatten(1).square().sum(1, dtype=torch.float64)
 
     def sample(self, noise: Noise) -> Samples:
         """From noise along the velocity."""
 
         def drift(t: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return (self._velocity.sampling(parts[0], t.expand(len(parts[0]))).double(),)
+            return (self.precisions.sampling(parts[0], t.expand(len(parts[0]))).double(),)
 
         with self.updater.averaged():
             (x,), n_evaluations = solve(
@@ -103,7 +96,7 @@ class FlowMatching:
         data = self.scale.dequantize(batch, noise.uniform(*self.shape))
 
         def backwards(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-            return -self._velocity.exact(x, 1 - s).double()
+            return -self.precisions.exact(x, 1 - s).double()
 
         with self.updater.averaged():
             end, divergence, n_evaluations = integrate_with_divergence(

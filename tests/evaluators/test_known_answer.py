@@ -35,7 +35,7 @@ def exact_method(*options: str) -> ScoreMatching:
     config = config.with_values(total_batch_size=1)
     method = ScoreMatching(config, Distributed())
     score = DATA.score(method.process)
-    method._score = replace(method._score, exact=score, sampling=score)
+    method.precisions = replace(method.precisions, exact=score, sampling=score)
     return method
 
 

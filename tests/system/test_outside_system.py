@@ -39,13 +39,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 @pytest.mark.slow
 def test_killed_it_goes_on_as_if_it_had_not_been(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    workdir, options = whole
-    process = start(tmp_path, n_gpus_per_node=2, **options)
-    wait_until(lambda: read_run_file(tmp_path).get("step", 0) >= 5, process)
-    kill_all(process)
+    options = {**whole[1], "n_gpus_per_node": 2}
+    killed = start(tmp_path, **options)
+    wait_until(lambda: read_run_file(tmp_path).get("step", 0) >= 5, killed)
+    kill_all(killed)
     assert snapshot(tmp_path)["step"] < N_STEPS
-    run(tmp_path, n_gpus_per_node=2, **{**options, "mode": "continue"})
-    assert state_differences(workdir, tmp_path) == []
+    run(tmp_path, **options, mode="continue")
+    assert not state_differences(whole[0], tmp_path)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,26 +13,9 @@ from util.ema import ExponentialMovingAverage
 from util.snapshot import inspect_snapshot, read_snapshot
 
 FOURIER = NCSNppSettings(
-    in_channels=6,
-    out_channels=3,
-    image_size=8,
-    n_channels=8,
-    ch_mult=(1, 2),
-    n_resblocks=1,
-    attn_resolutions=(4,),
+    in_channels=6, out_channels=3, image_size=8, n_channels=8, ch_mult=(1, 2), n_resblocks=1, attn_resolutions=(4,)
 )
-POSITIONAL = NCSNppSettings(
-    in_channels=6,
-    out_channels=3,
-    image_size=8,
-    n_channels=8,
-    ch_mult=(1, 2),
-    n_resblocks=1,
-    attn_resolutions=(),
-    use_fir=False,
-    progressive_input="none",
-    embedding_type="positional",
-)
+POSITIONAL = replace(FOURIER, attn_resolutions=(), use_fir=False, progressive_input="none", embedding_type="positional")
 
 
 def published(settings: NCSNppSettings) -> dict:

@@ -7,11 +7,7 @@ from trainers.system import System
 
 SYSTEM = System(
     summary="critically-damped Langevin diffusion (CLD-SGM), or the VP-SDE",
-    options=(CldOptions,),
-    networks={"ncsnpp": NCSNppSettings, "mlp": MLPSettings},
-    check="trainers.cld.method:check_cld",
-    build="trainers.cld.method:ScoreMatching",
-    importers={
-        "cld": "trainers.cld.importer:import_cld",
-    },
-)
+    options=(CldOptions,), networks={"ncsnpp": NCSNppSettings, "mlp": MLPSettings},
+    check="trainers.cld.method:check_cld", build="trainers.cld.method:ScoreMatching",
+    importers={"cld": "trainers.cld.importer:import_cld"},
+)  # fmt: skip

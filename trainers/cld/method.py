@@ -21,12 +21,12 @@ from trainers.cld.options import CldOptions
 from trainers.cld.published import behaviour
 from trainers.method import Update
 from trainers.networks import make_score_network, score_network_settings
+from trainers.one_network import OneNetwork
 from trainers.options import OptimizationOptions
 from trainers.score_model import draw_probe, flow_likelihood, in_precisions, rounded, sampling_solver
 from trainers.state import TrainingState
 from trainers.update import make_scaler, make_updater
 from util.config import Config
-from util.data.loader import MicroBatch
 from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
@@ -48,13 +48,8 @@ def check_cld(config: Config) -> None:
         raise UsageError(f"--importance_sampling needs --weighting likelihood, not {objective.weighting}")
 
 
-class ScoreMatching:
-    """The ``cld`` system; see ``trainers.method.Method``.
-
-    Args:
-        config: checked.
-        distributed: this process's place.
-    """
+class ScoreMatching(OneNetwork):
+    """The ``cld`` system; see ``trainers.method.Method``."""
 
     trajectory = None
 
@@ -83,7 +78,7 @@ class ScoreMatching:
         self.heed: Callable[[], None] = go_on
         name = "nelbo" if self.process.velocity_variance is not None else "negative_log_likelihood"
         self.likelihoods = {name: self.negative_log_likelihood}
-        self._score = in_precisions(self.network, self.device, config[OptimizationOptions]).map(
+        self.precisions = in_precisions(self.network, self.device, config[OptimizationOptions]).map(
             lambda called: make_score(self.process, called, mixed=options.mixed_score)
         )
 
@@ -95,7 +90,7 @@ class ScoreMatching:
             return self.scale.dequantize(batch, noise.uniform(*self.data_shape))
         return self.scale.to_data(batch)
 
-    def _loss(
+    def losses(
         self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], batch: torch.Tensor, noise: Noise
     ) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
@@ -113,22 +108,13 @@ class ScoreMatching:
             importance=self._importance,
         )
 
-    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
-        """The objective for each sample, float64 (B,)."""
-        return self._loss(self._score.training, batch.data, noise)
-
-    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
-        """The training objective with the averaged weights, float64 (B,)."""
-        with self.updater.averaged(), torch.no_grad():
-            return self._loss(self._score.sampling, batch, noise)
-
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
         options = self.config[CldOptions]
         shape = state_shape(self.process, self.data_shape)
         prior = prior_sample(self.process, noise.normal(*shape))
         grid = StepGrid(options.n_discrete_steps, options.sampling_eps, options.striding, options.denoising)
-        model = (self.process, self._score.sampling, prior)
+        model = (self.process, self.precisions.sampling, prior)
         with self.updater.averaged():
             if options.sampling_method == "ode":
                 state, n_evaluations = probability_flow(
@@ -157,7 +143,7 @@ class ScoreMatching:
         smallest_time = rounded(options.likelihood_eps, self.behaviour.likelihood_start_dtype)
         with self.updater.averaged():
             likelihood = flow_likelihood(
-                self.process, self._score.exact, start, probe, smallest_time, options, self.heed
+                self.process, self.precisions.exact, start, probe, smallest_time, options, self.heed
             )
         terms = negative_log_likelihood_terms(self.process, likelihood)
         if self.is_image:

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainers.options import (
-    ContinuousTimeOptions,
-    LearningRateOptions,
-    LikelihoodOptions,
-    LinearBetaOptions,
-    ObjectiveOptions,
-    OdeSamplingOptions,
-)
+from trainers.options import ScoreModelOptions
 from util.option import VALUE, option
 
 
 @dataclass(frozen=True)
-class CldOptions(
-    LearningRateOptions,
-    LinearBetaOptions,
-    ObjectiveOptions,
-    ContinuousTimeOptions,
-    OdeSamplingOptions,
-    LikelihoodOptions,
-):
+class CldOptions(ScoreModelOptions):
     """Critically-damped Langevin diffusion (cld)."""
 
     sde: str = option("cld", "critically-damped Langevin, or variance preserving", choices=("cld", "vpsde"))

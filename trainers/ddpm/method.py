@@ -17,12 +17,12 @@ from trainers.ddpm.published import behaviour
 from trainers.method import Update
 from trainers.networks import make_noise_network, noise_network_settings
 from trainers.noise_model import sample_by
+from trainers.one_network import OneNetwork
 from trainers.options import OptimizationOptions
 from trainers.score_model import Network, in_precisions
 from trainers.state import TrainingState
 from trainers.update import make_scaler, make_updater
 from util.config import Config
-from util.data.loader import MicroBatch
 from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
@@ -54,13 +54,8 @@ def label_scale(config: Config) -> float:
     return LARGEST_LABEL / config[DdpmOptions].diffusion_steps if config[DdpmOptions].rescale_timesteps else 1.0
 
 
-class NoisePrediction:
-    """The ``ddpm`` system; see ``trainers.method.Method``.
-
-    Args:
-        config: checked.
-        distributed: this process's place.
-    """
+class NoisePrediction(OneNetwork):
+    """The ``ddpm`` system; see ``trainers.method.Method``."""
 
     unit = "bits/dim"
 
@@ -87,23 +82,14 @@ class NoisePrediction:
         def prediction(called: Network) -> PredictNoise:
             return lambda state, labels: called(state, labels.double() * scale).float()
 
-        self._predict = in_precisions(self.network, self.device, optimization).map(prediction)
+        self.precisions = in_precisions(self.network, self.device, optimization).map(prediction)
 
-    def _loss(self, predict_noise: PredictNoise, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+    def losses(self, predict_noise: PredictNoise, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
         labels = noise.integers(len(self.schedule))
         return noise_prediction_loss(
             predict_noise, self.schedule, _on_interval(batch), labels, noise.normal(*self.data_shape)
         )
-
-    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
-        """The objective for each sample, float64 (B,)."""
-        return self._loss(self._predict.training, batch.data, noise)
-
-    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
-        """The training objective with the averaged weights, float64 (B,)."""
-        with self.updater.averaged(), torch.no_grad():
-            return self._loss(self._predict.sampling, batch, noise)
 
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
@@ -136,7 +122,7 @@ class NoisePrediction:
 
         with self.updater.averaged():
             return sample_by(
-                options.sampling_method, self._predict.sampling, self.schedule.subset(labels),
+                options.sampling_method, self.precisions.sampling, self.schedule.subset(labels),
                 lambda: noise.normal(*self.data_shape), options, heeding,
             )  # fmt: skip
 
@@ -145,7 +131,7 @@ class NoisePrediction:
         discrete = self.config[DdpmOptions]
         with self.updater.averaged():
             nats, n_evaluations = discrete_variational_bound(
-                self._predict.exact,
+                self.precisions.exact,
                 self.schedule,
                 _on_interval(batch),
                 normal=lambda: noise.normal(*self.data_shape),

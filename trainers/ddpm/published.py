@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the mathematics is asked to do; the defaults are right.
-
-    Attributes:
-        single_precision: variances of the schedule, see ``make_schedule``.
-    """
+    """What the mathematics is asked to do; the defaults are right."""
 
     single_precision: bool = False
+    """Variances of the schedule, see ``make_schedule``."""
 
 
 PUBLISHED = Behaviour(single_precision=True)

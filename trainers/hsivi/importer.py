@@ -10,6 +10,7 @@ import torch
 
 from util.errors import UsageError
 from util.foreign_checkpoint import (
+    average_by_order,
     check_tensor,
     entry,
     one_source,
@@ -33,12 +34,6 @@ def import_hsivi(sources: Sequence[Path]) -> dict[str, Any]:
     ``module.phinet.`` and ``module.fnet.``); ``ema_phinet`` and ``ema_fnet`` with ``decay``, ``num_updates`` and
     ``shadow_params``, a list without names of the averages of all parameters in their order; ``step``, the next
     iteration; two optimisers, which are left behind.
-
-    Args:
-        sources: the one file.
-
-    Raises:
-        UsageError: for anything missing, left over, of another shape, or not finite.
     """
     path = one_source(sources)
     return convert_hsivi(read_foreign(path), path)
@@ -66,28 +61,11 @@ def convert_hsivi(checkpoint: Any, path: Path) -> dict[str, Any]:
         difference = describe_difference(expected, found)
         if difference:
             raise UsageError(f"{source}: whole_model {theirs} is not a network like target_model: {difference}")
-    emas = {name: _average(checkpoint, f"ema_{NETWORKS[name]}", networks[name], source) for name in ("phi", "f")}
+    emas = {
+        name: average_by_order(checkpoint, networks[name], source, f"ema_{NETWORKS[name]}", "whole_model")
+        for name in ("phi", "f")
+    }
     next_step = entry(checkpoint, "step", int, source)
     return snapshot_state(
         "hsivi", path, max(next_step - 1, 0), {name: own_storage(tensors) for name, tensors in networks.items()}, emas
     )
-
-
-def _average(checkpoint: Any, key: str, network: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
-    """The averages of a network, with the names of its parameters, which are in the order of its state_dict."""
-    ema = entry(checkpoint, key, Mapping, source)
-    where = f"{source}: {key}"
-    decay, n_updates = entry(ema, "decay", float, where), entry(ema, "num_updates", int, where)
-    averages = entry(ema, "shadow_params", list, where)
-    if len(averages) != len(network):
-        raise UsageError(
-            f"{where} shadow_params has {len(averages)} tensors for {len(network)} parameters; the file is incomplete "
-            "or of another network"
-        )
-    shadow = dict(zip(network, averages, strict=True))
-    for name, tensor in shadow.items():
-        check_tensor(tensor, f"{where} shadow_params {name}")
-    difference = describe_difference(shapes(network), shapes(shadow))
-    if difference:
-        raise UsageError(f"{where} shadow_params is not in the order of whole_model: {difference}")
-    return {"decay": decay, "n_updates": n_updates, "shadow": own_storage(shadow)}

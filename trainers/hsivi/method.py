@@ -136,12 +136,7 @@ class _Networks(NamedTuple):
 
 
 class HierarchicalMatching:
-    """The ``hsivi`` system; see ``trainers.method.Method``.
-
-    Args:
-        config: checked.
-        distributed: this process's place.
-    """
+    """The ``hsivi`` system; see ``trainers.method.Method``."""
 
     unit = "bits/dim"
 

@@ -7,30 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the mathematics is asked to do; the defaults are right.
-
-    Attributes:
-        single_precision: variances of the schedule, see ``make_schedule``.
-        teacher_labels: a teacher of finer steps is asked with its own labels.
-        by_halves: which samples of a batch mirror each other, see ``mirror``.
-        starts_from_averages: phi and f start from averaged weights.
-        samples_from_averages: samples are drawn with averaged weights.
-    """
+    """What the mathematics is asked to do; the defaults are right."""
 
     single_precision: bool = False
+    """Variances of the schedule, see ``make_schedule``."""
     teacher_labels: bool = True
+    """A teacher of finer steps is asked with its own labels."""
     by_halves: bool = False
+    """Which samples of a batch mirror each other, see ``mirror``."""
     starts_from_averages: bool = True
+    """Phi and f start from averaged weights."""
     samples_from_averages: bool = True
+    """Samples are drawn with averaged weights."""
 
 
 PUBLISHED = Behaviour(
-    single_precision=True,
-    teacher_labels=False,
-    by_halves=True,
-    starts_from_averages=False,
+    single_precision=True, teacher_labels=False, by_halves=True, starts_from_averages=False,
     samples_from_averages=False,
-)
+)  # fmt: skip
 
 
 def behaviour(published_behaviour: bool) -> Behaviour:

@@ -6,11 +6,7 @@ from trainers.system import System
 
 SYSTEM = System(
     summary="diffusion ODEs in log-SNR time (i-DODE)",
-    options=(IdodeOptions,),
-    networks={"vdm_unet": VDMUNetSettings},
-    check="trainers.idode.method:check_idode",
-    build="trainers.idode.method:DiffusionOde",
-    importers={
-        "idode": "trainers.idode.importer:import_idode",
-    },
-)
+    options=(IdodeOptions,), networks={"vdm_unet": VDMUNetSettings},
+    check="trainers.idode.method:check_idode", build="trainers.idode.method:DiffusionOde",
+    importers={"idode": "trainers.idode.importer:import_idode"},
+)  # fmt: skip

@@ -46,12 +46,6 @@ def import_idode(sources: Sequence[Path]) -> dict[str, Any]:
     Its entries: ``step``, which counts micro-batches; ``params`` and ``ema_params``, one module ``score_model``;
     ``opt_state``, of which Adam's count and moments are taken over, so that training can go on. Gradients of a step
     that accumulation had not finished are left behind.
-
-    Args:
-        sources: the one file.
-
-    Raises:
-        UsageError: for anything missing, left over, of another shape, or not finite.
     """
     path = one_source(sources)
     checkpoint, source = read_flax_checkpoint(path), str(path)

@@ -88,12 +88,7 @@ def check_idode(config: Config) -> None:
 
 
 class DiffusionOde:
-    """The ``idode`` system; see ``trainers.method.Method``.
-
-    Args:
-        config: checked.
-        distributed: this process's place.
-    """
+    """The ``idode`` system; see ``trainers.method.Method``."""
 
     unit = "bits/dim"
     trajectory = None

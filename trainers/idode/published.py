@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the mathematics is asked to do; the defaults are right.
-
-    Attributes:
-        divisions_by_alpha: of z_0 in the decoder, see ``reconstruction_term`` and ``decode``.
-        within_range: where uniform dequantization starts, see ``dequantize_uniformly``.
-        of_the_sum: importance weights are added, see ``importance_weighted_terms``.
-    """
+    """What the mathematics is asked to do; the defaults are right."""
 
     divisions_by_alpha: int = 1
+    """Of z_0 in the decoder, see ``reconstruction_term`` and ``decode``."""
     within_range: bool = True
+    """Where uniform dequantization starts, see ``dequantize_uniformly``."""
     of_the_sum: bool = False
+    """Importance weights are added, see ``importance_weighted_terms``."""
 
 
 PUBLISHED = Behaviour(divisions_by_alpha=2, within_range=False, of_the_sum=True)

@@ -7,11 +7,7 @@ from trainers.system import System
 
 SYSTEM = System(
     summary="a normalizing flow and the diffusion of its latents (INDM)",
-    options=(IndmOptions, FlowSettings,),
-    networks={"ncsnpp": NCSNppSettings},
-    check="trainers.indm.method:check_indm",
-    build="trainers.indm.method:JointDiffusion",
-    importers={
-        "indm": "trainers.indm.importer:import_indm",
-    },
-)
+    options=(IndmOptions, FlowSettings,), networks={"ncsnpp": NCSNppSettings},
+    check="trainers.indm.method:check_indm", build="trainers.indm.method:JointDiffusion",
+    importers={"indm": "trainers.indm.importer:import_indm"},
+)  # fmt: skip

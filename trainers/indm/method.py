@@ -93,10 +93,6 @@ class JointDiffusion:
     """The ``indm`` system; see ``trainers.method.Method``.
 
     Evaluations use the averaged weights of both networks; or else the flow keeps its own (``averages_flow``).
-
-    Args:
-        config: checked.
-        distributed: this process's place.
     """
 
     unit = "bits/dim"

@@ -5,28 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trainers.options import (
-    ContinuousTimeOptions,
-    LearningRateOptions,
-    LikelihoodOptions,
-    LinearBetaOptions,
-    ObjectiveOptions,
-    OdeSamplingOptions,
-    PredictorCorrectorOptions,
-)
+from trainers.options import PredictorCorrectorOptions, ScoreModelOptions, VarianceExplodingOptions
 from util.option import VALUE, option, training_option
 
 
 @dataclass(frozen=True)
-class IndmOptions(
-    LearningRateOptions,
-    LinearBetaOptions,
-    ObjectiveOptions,
-    ContinuousTimeOptions,
-    OdeSamplingOptions,
-    PredictorCorrectorOptions,
-    LikelihoodOptions,
-):
+class IndmOptions(ScoreModelOptions, VarianceExplodingOptions, PredictorCorrectorOptions):
     """A flow and the diffusion of its latents, trained together (indm)."""
 
     published_keys: ClassVar[dict[str, Any]] = {"mixed_score": False}
@@ -34,8 +18,6 @@ class IndmOptions(
     sde: str = option(
         "vpsde", "diffusion of the latents: variance preserving, variance exploding", choices=("vpsde", "vesde")
     )
-    sigma_min: float = option(0.01, "smallest noise (vesde)", above=0.0)
-    sigma_max: float = option(50.0, "largest noise (vesde)", above=0.0)
     weighting: str = option(
         "reweightedv2", "weighting of the loss over time", choices=("likelihood", "reweightedv2")
     )

@@ -7,8 +7,7 @@ from trainers.system import System
 
 SYSTEM = System(
     summary="likelihood-weighted score models (ScoreFlow) and their Flow++ dequantizer",
-    options=(ScoreFlowOptions, DequantizerOptions, DequantizerSettings,),
-    networks={"ncsnpp": NCSNppSettings},
+    options=(ScoreFlowOptions, DequantizerOptions, DequantizerSettings,), networks={"ncsnpp": NCSNppSettings},
     check="trainers.scoreflow.dequantizer:check_scoreflow_and_dequantizer",
     build="trainers.scoreflow.dequantizer:build_scoreflow",
     settle="trainers.scoreflow.dequantizer:settle_snapshots",
@@ -16,4 +15,4 @@ SYSTEM = System(
         "scoreflow": "trainers.scoreflow.importer:import_scoreflow",
         "scoreflow_dequantizer": "trainers.scoreflow.dequantizer_importer:import_scoreflow_dequantizer",
     },
-)
+)  # fmt: skip

@@ -219,7 +219,7 @@ class DequantizerTraining:
         self.model.network.eval()  # which its evaluations undo
         terms = dequantization_bound(
             self.model.process,
-            self.model.score.training,
+            self.model.precisions.training,
             x,
             minus_log_q,
             noise,

@@ -25,12 +25,6 @@ def import_scoreflow_dequantizer(sources: Sequence[Path]) -> dict[str, Any]:
     Its entries: ``step``; ``optimizer``, with the weights as ``target`` and moments that are left behind;
     ``params_ema``, the averaged weights, which evaluations use; ``ema_rate``. Weights are under one more name,
     ``params``.
-
-    Args:
-        sources: the one file.
-
-    Raises:
-        UsageError: for anything missing, left over, of another shape, or not finite.
     """
     path = one_source(sources)
     checkpoint, source = read_flax_checkpoint(path), str(path)

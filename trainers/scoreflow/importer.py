@@ -142,12 +142,6 @@ def import_scoreflow(sources: Sequence[Path]) -> dict[str, Any]:
 
     Its entries: ``step``; ``optimizer`` with ``target``, the parameters, and Adam's ``state``, which is taken over, so
     that training can go on; ``params_ema`` and ``ema_rate``.
-
-    Args:
-        sources: the one file.
-
-    Raises:
-        UsageError: for anything missing, left over, of another shape, or not finite.
     """
     path = one_source(sources)
     checkpoint, source = read_flax_checkpoint(path), str(path)

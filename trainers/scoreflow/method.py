@@ -25,6 +25,7 @@ from diffusion.continuous.vp import VariancePreserving
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from trainers.method import Update
 from trainers.networks import make_score_network, score_network_settings
+from trainers.one_network import OneNetwork
 from trainers.options import OptimizationOptions
 from trainers.score_model import (
     draw_probe,
@@ -39,7 +40,6 @@ from trainers.scoreflow.published import behaviour
 from trainers.state import TrainingState
 from trainers.update import make_scaler, make_updater
 from util.config import Config
-from util.data.loader import MicroBatch
 from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import UsageError
@@ -90,14 +90,10 @@ def _check_chain(config: Config) -> None:
         raise UsageError("--predictor none --corrector none: nothing would be sampled; choose one of either")
 
 
-class ScoreFlow:
+class ScoreFlow(OneNetwork):
     """The ``scoreflow`` system; see ``trainers.method.Method``.
 
     Its likelihoods: "nelbo", the variational bound, and "negative_log_likelihood", by the probability-flow equation.
-
-    Args:
-        config: checked.
-        distributed: this process's place.
     """
 
     unit = "bits/dim"
@@ -123,7 +119,7 @@ class ScoreFlow:
         self.heed: Callable[[], None] = go_on
         self.likelihoods = {"nelbo": self.nelbo, "negative_log_likelihood": self.negative_log_likelihood}
         self.dequantize: Dequantize = self._dequantize_uniformly
-        self.score = in_precisions(self.network, self.device, options).map(
+        self.precisions = in_precisions(self.network, self.device, options).map(
             lambda called: labelled_score(self.process, called)
         )
 
@@ -134,7 +130,7 @@ class ScoreFlow:
         x = self.scale.dequantize(batch, noise.uniform(*self.data_shape))
         return x, torch.zeros(len(batch), dtype=torch.float64, device=batch.device)
 
-    def _loss(self, score: ScoreFunction, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
+    def losses(self, score: ScoreFunction, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
         """The objective for each sample, float64 (B,)."""
         if self.config[DataOptions].uniform_dequantization:
             x, _ = self._dequantize_uniformly(batch, noise)
@@ -153,18 +149,9 @@ class ScoreFlow:
             reduce_mean=objective.reduce_mean,
         )
 
-    def training_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
-        """The objective for each sample, float64 (B,)."""
-        return self._loss(self.score.training, batch.data, noise)
-
-    def validation_loss(self, batch: torch.Tensor, noise: Noise) -> torch.Tensor:
-        """The training objective with the averaged weights, float64 (B,)."""
-        with self.updater.averaged(), torch.no_grad():
-            return self._loss(self.score.sampling, batch, noise)
-
     def sample(self, noise: Noise) -> Samples:
         """Samples by ``--sampling_method``, one for each entry of ``noise``."""
-        options, score = self.config[ScoreFlowOptions], self.score.sampling
+        options, score = self.config[ScoreFlowOptions], self.precisions.sampling
         prior = prior_sample(self.process, noise.normal(*self.data_shape))
         with self.updater.averaged():
             if options.sampling_method == "pc":
@@ -185,16 +172,10 @@ class ScoreFlow:
     def _chain(self) -> PredictorCorrector:
         options = self.config[ScoreFlowOptions]
         return PredictorCorrector(
-            options.predictor,
-            options.corrector,
-            options.n_discrete_steps,
-            options.snr,
-            options.n_steps_each,
-            options.sampling_eps,
-            options.denoising,
-            batch_step_sizes=self.behaviour.batch_step_sizes,
+            options.predictor, options.corrector, options.n_discrete_steps, options.snr, options.n_steps_each,
+            options.sampling_eps, options.denoising, batch_step_sizes=self.behaviour.batch_step_sizes,
             counts_both=self.behaviour.counts_both,
-        )
+        )  # fmt: skip
 
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound at ``--bound_n_times`` times."""
@@ -212,7 +193,7 @@ class ScoreFlow:
         x, minus_log_density = self.dequantize(batch, noise)
         with self.updater.averaged():
             terms = variational_bound(
-                self.process, self.score.exact, x, noise, estimator, importance, on_time=lambda _number: self.heed()
+                self.process, self.precisions.exact, x, noise, estimator, importance, lambda _number: self.heed()
             )
         return self._in_bits(terms, minus_log_density, 0)
 
@@ -224,7 +205,7 @@ class ScoreFlow:
         smallest_time = rounded(options.likelihood_eps, self.behaviour.likelihood_start_dtype)
         with self.updater.averaged():
             likelihood = flow_likelihood(
-                self.process, self.score.exact, x, probe, smallest_time, options, self.heed
+                self.process, self.precisions.exact, x, probe, smallest_time, options, self.heed
             )
         terms = negative_log_likelihood_terms(self.process, likelihood)
         return self._in_bits(terms, minus_log_density, likelihood.n_evaluations)

@@ -5,28 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trainers.options import (
-    ContinuousTimeOptions,
-    LearningRateOptions,
-    LikelihoodOptions,
-    LinearBetaOptions,
-    ObjectiveOptions,
-    OdeSamplingOptions,
-    PredictorCorrectorOptions,
-)
+from trainers.options import PredictorCorrectorOptions, ScoreModelOptions, VarianceExplodingOptions
 from util.option import PLACE, VALUE, option
 
 
 @dataclass(frozen=True)
-class ScoreFlowOptions(
-    LearningRateOptions,
-    LinearBetaOptions,
-    ObjectiveOptions,
-    ContinuousTimeOptions,
-    OdeSamplingOptions,
-    PredictorCorrectorOptions,
-    LikelihoodOptions,
-):
+class ScoreFlowOptions(ScoreModelOptions, VarianceExplodingOptions, PredictorCorrectorOptions):
     """Maximum-likelihood training of score models (scoreflow), and the bound on their likelihood."""
 
     published_keys: ClassVar[dict[str, Any]] = {"mixed_score": False}
@@ -35,8 +19,6 @@ class ScoreFlowOptions(
         "vpsde", "variance preserving, sub-variance preserving, variance exploding",
         choices=("vpsde", "subvpsde", "vesde"),
     )  # fmt: skip
-    sigma_min: float = option(0.01, "smallest noise (vesde)", above=0.0)
-    sigma_max: float = option(50.0, "largest noise (vesde)", above=0.0)
     weighting: str = option(
         "reweightedv2", "weighting of the loss over time", choices=("likelihood", "reweightedv2")
     )
