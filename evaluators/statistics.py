@@ -28,6 +28,7 @@ from evaluators.frechet_distance import (
 )
 from evaluators.job import dataset_fingerprint
 from util.data.dataset import DATASET_NAMES, SPLITS, Dataset, open_dataset, prepare_dataset
+from util.data.inspection import inspect_datasets
 from util.distributed import Distributed
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, RunFailed, UsageError
 
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.dataset, options.split, options.data_location, options.image_size, options.image_channels,
             seed=0,
         )  # fmt: skip
+        inspect_datasets({options.split: dataset}, distributed, None)
         detector = load_detector(options.fid_detector, dataset.shape, distributed.device)
         dataset_statistics(dataset, detector, output, options.batch_size, distributed, lambda: False)
     except (UsageError, RunFailed) as error:

@@ -23,6 +23,7 @@ from trainers.system import load
 from trainers.systems import build_method, find_system
 from util.config import Config
 from util.data.dataset import Dataset, open_dataset, prepare_dataset
+from util.data.inspection import inspect_datasets, kept_contents
 from util.data.loader import MicroBatch, training_batches
 from util.data.no_data import NoData, positions_without_data
 from util.data.options import DataOptions
@@ -82,7 +83,8 @@ def train(evaluation: MakesEvaluation, config: Config, distributed: Distributed,
 
     log = RunLog(run.folder, method.state.step, distributed.is_main)
     hosts = sorted(set(distributed.gather(socket.gethostname())))
-    log.status(world_size=distributed.world_size, hosts=hosts, started=time.time(), exit_reason=None)
+    data = kept_contents(datasets, run.folder, resumed and distributed.is_main)
+    log.status(world_size=distributed.world_size, hosts=hosts, data=data, started=time.time(), exit_reason=None)
     checkpoints = run.folder / "checkpoints"
     snapshots = SnapshotWriter(checkpoints, on_saved(log)) if distributed.is_main else None
     batches = _batches(config, distributed, datasets["train"], method.state.step)
@@ -245,10 +247,12 @@ def open_datasets(config: Config, distributed: Distributed, needed: bool) -> dic
         return {split: NoData(shape) for split in ("train", "test")}
     where = run.path(data.data_location)
     distributed.from_main(lambda: prepare_dataset(data.dataset, where))
-    return {
+    datasets = {
         split: open_dataset(data.dataset, split, where, data.image_size, data.image_channels, run.seed)
         for split in ("train", "test")
     }
+    inspect_datasets(datasets, distributed, run.folder)
+    return datasets
 
 
 def _resume(run: RunOptions, distributed: Distributed, state: TrainingState) -> bool:

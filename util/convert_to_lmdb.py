@@ -10,9 +10,10 @@ FORMAT is the name of the data set; each says with --help what SOURCE has to hol
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,13 @@ from util.data import celeba, downsampled_imagenet, mnist
 from util.data.cifar10 import cifar10_sources, read_cifar10_source
 from util.data.image_conversion import ImageReader, convert_images, reader_of_arrays, reader_of_files, run_conversion
 from util.data.image_database import Metadata
-from util.data.image_folder import list_images, read_image, read_image_as_it_is
+from util.data.image_folder import ImageFolder, is_litter, open_image_folder
+from util.data.inspection import check_images, contents, in_words
 from util.data.tfrecord import read_image_example, read_records
+from util.distributed import Distributed
 from util.errors import UsageError
+
+Plan = ImageFolder | tuple[list[Path], ImageReader]
 
 
 @dataclass(frozen=True)
@@ -34,46 +39,43 @@ class Format:
     Attributes:
         description: what SOURCE has to hold.
         splits: the parts of the set; the first is the default.
-        plan: given the options, the source files in their order and what reads one of them.
+        plan: given the options, a set of image files, or other files in their order and what reads one of them.
     """
 
     description: str
     splits: tuple[str, ...]
-    plan: Callable[[argparse.Namespace], tuple[list[Path], ImageReader]]
+    plan: Callable[[argparse.Namespace], Plan]
 
 
-def _plan_folder(options: argparse.Namespace) -> tuple[list[Path], ImageReader]:
-    read = partial(read_image, image_size=options.image_size, image_channels=options.image_channels)
-    return list_images(options.source / options.split), reader_of_files(read)
+def _plan_folder(options: argparse.Namespace) -> Plan:
+    return open_image_folder(options.split, options.source, options.image_size, options.image_channels)
 
 
-def _plan_mnist(options: argparse.Namespace) -> tuple[list[Path], ImageReader]:
+def _plan_mnist(options: argparse.Namespace) -> Plan:
     read = partial(mnist.read_mnist_source, image_size=options.image_size)
     return [mnist.mnist_source(options.split, options.source)], reader_of_arrays(read)
 
 
-def _plan_cifar10(options: argparse.Namespace) -> tuple[list[Path], ImageReader]:
+def _plan_cifar10(options: argparse.Namespace) -> Plan:
     read = partial(read_cifar10_source, split=options.split)
     return cifar10_sources(options.split, options.source), reader_of_arrays(read)
 
 
-def _plan_imagenet(options: argparse.Namespace) -> tuple[list[Path], ImageReader]:
+def _plan_imagenet(options: argparse.Namespace) -> Plan:
     name, split = options.format, "train" if options.split == "train" else "test"
     sources = downsampled_imagenet.imagenet_sources(name, split, options.source)
     if downsampled_imagenet.is_batch(sources[0]):
         return sources, reader_of_arrays(partial(downsampled_imagenet.read_imagenet_batch, name=name))
-    read = partial(read_image_as_it_is, image_size=downsampled_imagenet.SIZES[name], image_channels=3)
-    return sources, reader_of_files(read)
+    return downsampled_imagenet.imagenet_folder(name, sources, options.source)
 
 
-def _plan_celeba_64(options: argparse.Namespace) -> tuple[list[Path], ImageReader]:
-    read = partial(celeba.read_celeba_image, image_size=celeba.SIZE, image_channels=3)
-    return celeba.celeba_sources(options.split, options.source), reader_of_files(read)
+def _plan_celeba_64(options: argparse.Namespace) -> Plan:
+    return celeba.open_celeba(options.split, options.source)
 
 
-def _plan_celeba_256(options: argparse.Namespace) -> tuple[list[Path], ImageReader]:
+def _plan_celeba_256(options: argparse.Namespace) -> Plan:
     folder = options.source / options.split
-    sources = sorted(folder.glob("*.tfrecords"))
+    sources = sorted(path for path in folder.glob("*.tfrecords") if not is_litter(path.name))
     if not sources:
         raise UsageError(f"{folder}: no *.tfrecords there: give the folder that holds {options.split}/")
     return sources, read_tfrecord_images
@@ -125,8 +127,19 @@ def convert(options: argparse.Namespace) -> Metadata:
         UsageError: no such files, or a damaged one; names the file and the place in it.
         RunFailed: the database cannot be written.
     """
-    sources, read_images = FORMATS[options.format].plan(options)
-    return convert_images(options.destination / f"{options.split}.lmdb", options.source, sources, read_images)
+    plan = FORMATS[options.format].plan(options)
+    write = partial(convert_images, options.destination / f"{options.split}.lmdb", options.source, form=options.format)
+    if not isinstance(plan, ImageFolder):
+        shape = (options.image_size, options.image_size, 1) if options.format == "mnist" else None
+        return write(*plan, shape=shape)
+    print(f"{options.split}: {in_words(contents(plan))}", flush=True)
+    n_channels, size, _ = plan.shape
+    read = reader_of_files(lambda path: plan.read_file(path, size, n_channels))
+
+    def check(paths: list[Path]) -> None:
+        check_images({options.split: replace(plan, paths=paths)}, Distributed(), here=True)()
+
+    return write(plan.paths, read, shape=(size, size, n_channels), check=check)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -150,6 +163,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(arguments)
     return run_conversion(lambda: convert(options))
 

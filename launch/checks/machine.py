@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from launch.agents.fingerprint import code_versions
-from util.data.dataset import open_dataset, prepare_dataset
+from util.data.dataset import SPLITS, Dataset, open_dataset, prepare_dataset
+from util.data.inspection import check_images, contents, in_words
 from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.files import write_text
@@ -253,20 +254,24 @@ def check_clocks(distributed: Distributed) -> Finding:
 
 
 def check_data(distributed: Distributed, data: DataOptions, run: RunOptions) -> Finding:
-    """The data set opens on every node, and its first items are the same on all of them."""
+    """The data set opens on every node, is the same on all of them, and has no broken images."""
+    datasets: dict[str, Dataset] = {}
 
     def look() -> tuple[str, str, float]:
         begin = time.perf_counter()
         where = run.path(data.data_location)
         prepare_dataset(data.dataset, where)
-        dataset = open_dataset(data.dataset, "train", where, data.image_size, data.image_channels, run.seed)
-        items = dataset.read(np.arange(min(64, dataset.length or 64)))
-        digest = hashlib.sha256(items.numpy().tobytes()).hexdigest()[:12]
-        what = f"{dataset.length} items" if dataset.length is not None else "generated points"
-        return f"{what} of shape {tuple(items.shape[1:])}", digest, time.perf_counter() - begin
+        for split in SPLITS:
+            datasets[split] = open_dataset(data.dataset, split, where, data.image_size, data.image_channels, run.seed)
+        items = datasets["train"].read(np.arange(min(64, datasets["train"].length or 64)))
+        found = {split: contents(dataset) for split, dataset in datasets.items()}
+        digest = hashlib.sha256(repr(found).encode() + items.numpy().tobytes()).hexdigest()[:12]
+        what = ", ".join(f"{split}: {in_words(of_split)}" for split, of_split in found.items())
+        return f"{what}, of shape {tuple(items.shape[1:])}", digest, time.perf_counter() - begin
 
     seen, errors = on_each_node(distributed, look)
-    if errors:
+    _, broken = on_each_node(distributed, check_images(datasets, distributed, here=distributed.local_rank == 0))
+    if errors := broken or errors:
         return Finding("data set", FAULT, "; ".join(errors))
     if len({(content, digest) for content, digest, _ in seen.values()}) > 1:
         what = ", ".join(f"{place}: {content}, {digest}" for place, (content, digest, _) in seen.items())

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import pickle
 import zlib
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.image_files import picture, save
 from tests.data.tfrecord_files import make_images
 from util.convert_to_lmdb import main
 from util.data.dataset import open_dataset
@@ -43,6 +45,11 @@ def change(folder, key, value):
             transaction.delete(key)
         else:
             transaction.put(key, value)
+
+
+def read(folder, key):
+    with lmdb.open(str(folder / "train.lmdb")) as environment, environment.begin() as transaction:
+        return transaction.get(key)
 
 
 def test_a_folder_is_converted_and_read(converted):
@@ -142,3 +149,47 @@ def test_a_damaged_image_stops_the_conversion_and_is_named(tmp_path, capsys):
     options = ["folder", str(tmp_path / "images"), str(tmp_path), "--image_size=8"]
     assert main(options) == 2
     assert "bad.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [["--image_size=4"], ["--image_size=8", "--image_channels=1"]])
+def test_a_finished_database_is_not_taken_for_one_of_another_shape(converted, capsys, changes):
+    folder, images = converted
+    assert main(["folder", str(folder / "images"), str(folder), *changes]) == 2
+    message = capsys.readouterr().err
+    assert "train.lmdb: its images are 8 x 8 with 3 channels, and " in message
+    assert message.count("\n") == 1
+    np.testing.assert_array_equal(open_database(folder).read(np.arange(6)).numpy(), images)
+
+
+def test_nor_is_one_that_is_not_finished(converted, capsys):
+    folder, _ = converted
+    stored = json.loads(read(folder, b"metadata"))
+    change(folder, b"metadata", json.dumps({**stored, "length": 3, "complete": False}).encode())
+    assert main(["folder", str(folder / "images"), str(folder), "--image_size=4"]) == 2
+    assert "4 x 4 with 3 channels was asked for" in capsys.readouterr().err
+
+
+def test_nor_one_that_was_read_as_another_set(tmp_path, capsys):
+    """Images that CelebA-64 is cut from, and that a folder of images only makes smaller."""
+    for number in range(2):
+        save(tmp_path / "source" / "train" / f"{number}.png", picture(218, 178, seed=number))
+    assert main(["celeba_64", str(tmp_path / "source"), str(tmp_path)]) == 0
+    command = ["folder", str(tmp_path / "source"), str(tmp_path), "--image_size=64"]
+    assert main(command) == 2
+    assert "train.lmdb: was made as celeba_64, not folder" in capsys.readouterr().err
+    # A database from before this was recorded is taken as it is.
+    stored = json.loads(read(tmp_path, b"metadata"))
+    del stored["form"]
+    change(tmp_path, b"metadata", json.dumps(stored).encode())
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize("key", [b"00000000", b"image-000000001", b"__keys__"])
+def test_a_database_of_another_tool_is_called_that(tmp_path, capsys, key):
+    (tmp_path / "train.lmdb").mkdir()
+    change(tmp_path, key, b"\x89PNG...")
+    assert "train.lmdb: an LMDB database of another tool" in refused(tmp_path)
+    save(tmp_path / "images" / "train" / "a.png")
+    assert main(["folder", str(tmp_path / "images"), str(tmp_path), "--image_size=8"]) == 2
+    assert "train.lmdb: an LMDB database of another tool" in capsys.readouterr().err
+    assert read(tmp_path, key) == b"\x89PNG..."

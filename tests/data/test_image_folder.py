@@ -1,15 +1,17 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from evaluators import statistics
+from tests.data.image_files import picture, save, save_many
+from tests.data.test_downsampled_imagenet import write_batches
+from util.convert_to_lmdb import main as convert
 from util.data.dataset import open_dataset
+from util.data.image_folder import list_images
 from util.errors import UsageError
-
-
-def picture(height, width, channels=3, seed=0):
-    values = np.random.default_rng(seed).integers(256, size=(height, width, channels), dtype=np.uint8)
-    return Image.fromarray(values if channels == 3 else values[..., 0])
 
 
 def open_folder(folder, split="train", image_size=8, image_channels=3):
@@ -102,3 +104,123 @@ def test_other_numbers_of_channels_are_refused(tmp_path):
     (tmp_path / "train").mkdir()
     picture(8, 8).save(tmp_path / "train" / "a.png")
     assert "image_channels 2" in refused(tmp_path, image_channels=2)
+
+
+def names(folder):
+    return [str(path.relative_to(folder)) for path in list_images(folder)]
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """Class folders as on a cluster: one here, one that is a link to another disk, one that leads back up."""
+    save_many(tmp_path / "disk", 12, first=100)
+    save_many(tmp_path / "set" / "train" / "real", 6)
+    save_many(tmp_path / "set" / "test", 4, first=200)
+    (tmp_path / "set" / "train" / "other").symlink_to(tmp_path / "disk")
+    (tmp_path / "set" / "train" / "loop").symlink_to(tmp_path / "set" / "train")
+    return tmp_path / "set"
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(linked):
+    others, real = [f"other/{n}.png" for n in range(100, 112)], [f"real/{n:03}.png" for n in range(6)]
+    assert names(linked / "train") == others + real
+
+
+def test_folders_that_lead_to_each_other_are_read_once(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        save_many(tmp_path / name, 2)
+        (tmp_path / name / "see_also").symlink_to(tmp_path / other)
+    assert names(tmp_path) == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
+
+
+def test_a_folder_with_two_links_to_it_is_read_once(tmp_path):
+    save_many(tmp_path / "disk" / "inner", 3)
+    for name, target in (("a", "disk/inner"), ("b", "disk"), ("c", "disk/inner")):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(tmp_path / target)
+    assert names(tmp_path / "set") == ["a/000.png", "a/001.png", "a/002.png"]
+
+
+def test_a_link_does_not_rename_what_it_leads_to(tmp_path):
+    save_many(tmp_path / "z", 2)
+    before = names(tmp_path)
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    assert names(tmp_path) == before
+
+
+def test_a_split_and_an_image_may_be_links(tmp_path):
+    save_many(tmp_path / "disk", 2)
+    (tmp_path / "train").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "second.png").symlink_to(tmp_path / "disk" / "000.png")
+    assert names(tmp_path / "train") == ["000.png", "001.png", "second.png"]
+
+
+@pytest.mark.parametrize("target", ["../unmounted/cats", "cats"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, target):
+    save_many(tmp_path / "train", 2)
+    (tmp_path / "train" / "cats").symlink_to(target)
+    assert str(tmp_path / "train" / "cats") in refused(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    save_many(tmp_path / "train" / "mine", 2)
+    save_many(tmp_path / "train" / "yours", 2)
+    scandir = os.scandir
+
+    def forbidding(path):
+        if str(path).endswith("yours"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    assert f"{tmp_path / 'train' / 'yours'}: cannot be read (Permission denied)" in refused(tmp_path)
+
+
+@pytest.fixture
+def litter(tmp_path):
+    """Three images, among what systems and people leave beside them."""
+    train = tmp_path / ".mine" / "set" / "train"
+    save_many(train, 2)
+    save(train / "UPPER.PNG")
+    for name in ("._000.png", ".DS_Store", "Thumbs.db", "README.txt"):
+        (train / name).write_bytes(b"\0\5\26\7not an image")
+    for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir/000.png", "$RECYCLE.BIN", "#recycle"):
+        save(train / folder / "000.png")
+    (train / ".git").symlink_to("nowhere")
+    return train.parent
+
+
+def test_litter_is_never_data(litter):
+    assert names(litter / "train") == ["000.png", "001.png", "UPPER.PNG"]
+
+
+def test_litter_beside_other_files_is_none_either(tmp_path):
+    write_batches(tmp_path, "npz")
+    for folder in ("__MACOSX", ".ipynb_checkpoints"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train_data_batch_1.npz").write_bytes(b"nothing")
+    assert open_dataset("imagenet32", "train", tmp_path, 32, 3, seed=0).is_image
+
+
+def test_every_reader_finds_the_same_images(linked, litter, tmp_path, capsys):
+    for source, n_images in ((linked, 18), (litter, 3)):
+        assert open_folder(source).length == n_images
+        target = tmp_path / f"lmdb_{n_images}"
+        assert convert(["folder", str(source), str(target), "--image_size=8"]) == 0
+        assert f"train: {n_images} images in" in capsys.readouterr().out
+        assert open_dataset("lmdb", "train", target, 8, 3, seed=0).length == n_images
+        words = ["--dataset=folder", f"--data_location={source}", "--image_size=8", f"--output={tmp_path / 's.npz'}"]
+        assert statistics.main(words) == 0
+        assert f"of {n_images} images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_of_a_test_split(tmp_path, name):
+    save_many(tmp_path / "train", 2)
+    save_many(tmp_path / name, 3)
+    assert open_folder(tmp_path, "test").length == 3
+    for split in ("validation", "test"):
+        assert convert(["folder", str(tmp_path), str(tmp_path / "lmdb"), "--image_size=8", f"--split={split}"]) == 0
+    assert open_dataset("lmdb", "test", tmp_path / "lmdb", 8, 3, seed=0).length == 3
+    save_many(tmp_path / "test", 4)
+    assert open_folder(tmp_path, "test").length == 4

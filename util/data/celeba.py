@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util.data.image_folder import ImageFolder, decode_image, list_images
+from util.data.image_file import BadImage, decode_image
+from util.data.image_folder import ImageFolder, list_images, split_folder
 from util.errors import UsageError
 
 SIZE = 64
@@ -24,20 +25,26 @@ _PARTS = {"train": "0", "validation": "1", "test": "2"}
 _REMEDY = "fetch it again from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
+def _require_size(path: Path, size: tuple[int, int], image_size: int) -> None:
+    """Raise BadImage for an image, (width, height), that is too small for the cut."""
+    width, height = size
+    if size != (image_size, image_size) and min(size) < _CROP:
+        raise BadImage(
+            path, f"{height} x {width} is too small to cut {_CROP} x {_CROP} from", f"take from {RELEASE} or remove"
+        )
+
+
 def read_celeba_image(path: Path, image_size: int, image_channels: int) -> np.ndarray:
     """One image as uint8 (H, W, C): cut and resized, or as it is where it has the size already.
 
     Raises:
-        UsageError: not an image, damaged, or too small for the cut.
+        BadImage: as ``decode_image`` and ``_require_size``.
     """
     image = decode_image(path, image_channels)
     if image.size == (image_size, image_size):
         return np.asarray(image).reshape(image_size, image_size, image_channels)
+    _require_size(path, image.size, image_size)
     width, height = image.size
-    if min(width, height) < _CROP:
-        raise UsageError(
-            f"{path}: {height} x {width} is too small to cut {_CROP} x {_CROP} from: use the images of {RELEASE}"
-        )
     left, top = (width - _CROP) // 2, (height - _CROP) // 2
     cut = np.array(image.crop((left, top, left + _CROP, top + _CROP)), dtype=np.float64)
     pixels = torch.from_numpy(cut.reshape(_CROP, _CROP, image_channels)).permute(2, 0, 1)[None]
@@ -61,9 +68,7 @@ def celeba_sources(split: str, data_location: Path) -> list[Path]:
     release = data_location / RELEASE
     if release.is_dir():
         return _released_sources(split, data_location, release)
-    folder = data_location / split
-    if split == "test" and not folder.is_dir() and (data_location / "validation").is_dir():
-        folder = data_location / "validation"
+    folder = split_folder(data_location, split)
     if not folder.is_dir():
         raise UsageError(
             f"celeba_64: neither {RELEASE} with {PARTITION} nor the folder {split} in {data_location}: get the former"
@@ -98,4 +103,7 @@ def open_celeba(split: str, data_location: Path) -> ImageFolder:
     Raises:
         UsageError: as ``celeba_sources``.
     """
-    return ImageFolder(celeba_sources(split, data_location), (3, SIZE, SIZE), read_celeba_image, "celeba_64")
+    return ImageFolder(
+        data_location, celeba_sources(split, data_location), (3, SIZE, SIZE), read_celeba_image, "celeba_64",
+        _require_size,
+    )  # fmt: skip

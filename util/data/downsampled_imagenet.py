@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from util.data.image_array import ImageArray
-from util.data.image_folder import ImageFolder, list_images, read_image_as_it_is
+from util.data.image_file import read_image_as_it_is, require_size
+from util.data.image_folder import VALIDATION_FOLDERS, ImageFolder, is_litter, list_images
 from util.data.pickled_batch import read_pickled_batch
 from util.errors import UsageError
 
@@ -22,7 +23,7 @@ SIZES = {"imagenet32": 32, "imagenet_64": 64}
 _N_CHANNELS = 3
 _LABELS = range(1, 1001)
 _BATCHES = {"train": tuple(f"train_data_batch_{i}" for i in range(1, 11)), "test": ("val_data",)}
-_FOLDERS = {"train": ("train_{size}x{size}", "train"), "test": ("valid_{size}x{size}", "validation", "test")}
+_FOLDERS = {"train": ("train_{size}x{size}", "train"), "test": ("valid_{size}x{size}", *VALIDATION_FOLDERS, "test")}
 _REMEDY = "remove it and fetch it again"
 
 
@@ -32,7 +33,7 @@ def _find_batches(name: str, split: str, data_location: Path) -> list[Path]:
     for batch in _BATCHES[split]:
         files = (batch, f"{batch}.npz")
         paths = [path for file in files for path in (data_location / file, *sorted(data_location.glob(f"*/{file}")))]
-        paths = [path for path in paths if path.is_file()]
+        paths = [p for p in paths if p.is_file() and not any(map(is_litter, p.relative_to(data_location).parts))]
         if len(paths) > 1:
             raise UsageError(f"{name}: {paths[0]} and {paths[1]} are the same batch: move one of them elsewhere")
         found += paths
@@ -79,6 +80,12 @@ def imagenet_sources(name: str, split: str, data_location: Path) -> list[Path]:
 def is_batch(path: Path) -> bool:
     """Whether a source is a batch of the new release rather than an image."""
     return path.suffix in ("", ".npz")
+
+
+def imagenet_folder(name: str, sources: list[Path], data_location: Path) -> ImageFolder:
+    """The set whose sources are images."""
+    shape = (_N_CHANNELS, SIZES[name], SIZES[name])
+    return ImageFolder(data_location, sources, shape, read_image_as_it_is, name, require_size)
 
 
 def read_imagenet_batch(path: Path, name: str) -> np.ndarray:
@@ -139,16 +146,15 @@ def open_imagenet(name: str, split: str, data_location: Path) -> ImageArray | Im
         UsageError: files missing or damaged, or batches of 64 x 64, which do not fit into memory.
     """
     sources = imagenet_sources(name, split, data_location)
-    size = SIZES[name]
     if not is_batch(sources[0]):
-        return ImageFolder(sources, (_N_CHANNELS, size, size), read_image_as_it_is, name)
+        return imagenet_folder(name, sources, data_location)
     if name != "imagenet32":
         raise UsageError(
             f"{name}: the batches in {data_location} would take 16 GB in every rank: convert them with"
             f" python -m util.convert_to_lmdb {name}"
         )
     batches = [read_imagenet_batch(path, name) for path in sources]
-    images = np.empty((sum(map(len, batches)), _N_CHANNELS, size, size), dtype=np.uint8)
+    images = np.empty((sum(map(len, batches)), _N_CHANNELS, SIZES[name], SIZES[name]), dtype=np.uint8)
     end = len(images)
     while batches:
         # Each is given back as soon as it is copied, so that memory holds the set once and not twice.

@@ -61,7 +61,15 @@ _SECONDS_PER_LINE = 30.0
 
 
 def convert_images(
-    database: Path, folder: Path, sources: list[Path], read_images: ImageReader, *, map_size: int = 1 << 30
+    database: Path,
+    folder: Path,
+    sources: list[Path],
+    read_images: ImageReader,
+    *,
+    form: str = "",
+    shape: tuple[int, int, int] | None = None,
+    check: Callable[[list[Path]], None] = lambda _: None,
+    map_size: int = 1 << 30,
 ) -> Metadata:
     """Write every image of ``sources`` to ``database``, or finish doing so.
 
@@ -73,15 +81,19 @@ def convert_images(
         folder: the folder below which ``sources`` lie; only paths relative to it are recorded.
         sources: files, in the order in which their images are to be numbered.
         read_images: reads one source.
+        form: what that reads them as.
+        shape: (H, W, C) of every image, where it is known before.
+        check: given the sources that are still to be read, raises UsageError where that would fail.
         map_size: address space to begin with, in bytes; doubled as often as it is needed.
 
     Returns:
         The metadata of the complete database.
 
     Raises:
-        UsageError: a damaged source, images of differing shapes, or a database made from other files.
+        UsageError: a damaged source, images of differing shapes, or a database made from other files or otherwise.
         RunFailed: the database cannot be written, as when the disk is full.
     """
+    asked = Metadata(shape, 0, 0, False, form)
     try:
         identity = [(str(source.relative_to(folder)), source.stat().st_size) for source in sources]
     except OSError as error:
@@ -89,7 +101,7 @@ def convert_images(
     try:
         database.mkdir(parents=True, exist_ok=True)
         with lmdb.open(str(database), map_size=map_size) as environment:
-            return _convert(environment, database, sources, identity, read_images)
+            return _convert(environment, database, sources, identity, read_images, asked, check)
     except lmdb.Error as error:
         # LMDB may call a full disk an input/output error.
         free = shutil.disk_usage(database).free >> 20
@@ -107,19 +119,42 @@ def _convert(
     sources: list[Path],
     identity: list[tuple[str, int]],
     read_images: ImageReader,
+    asked: Metadata,
+    check: Callable[[list[Path]], None],
 ) -> Metadata:
     with environment.begin() as transaction:
         stored = read_metadata(database, transaction)
         if stored is None and transaction.stat()["entries"] > 0:
-            raise UsageError(f"{database}: holds a database of another format: remove it or choose another place")
+            raise UsageError(f"{database}: an LMDB database of another tool: remove it or choose another place")
         known = read_sources(database, transaction)
-    metadata = stored or Metadata(None, 0, 0, False)
+    metadata = stored or asked
+    if asked.shape is not None and metadata.shape not in (None, asked.shape):
+        raise UsageError(
+            f"{database}: its images are {_in_words(metadata.shape)}, and {_in_words(asked.shape)} was asked for:"
+            " remove it or choose another place"
+        )
+    if asked.form and metadata.form not in ("", asked.form):
+        raise UsageError(
+            f"{database}: was made as {metadata.form}, not {asked.form}: remove it or choose another place"
+        )
     if stored is not None and not _made_from(metadata, known, identity):
         raise UsageError(
             f"{database}: was made from other files than those given now: remove it or choose another place"
         )
     if metadata.complete:
         return metadata
+    # An empty file has no place among the bytes of all.
+    empty = [source for source, (_, size) in zip(sources, identity, strict=True) if size == 0]
+    ends = itertools.accumulate(size for _, size in identity)
+    check(
+        [
+            source
+            for source, (_, size), end in zip(sources, identity, ends, strict=True)
+            if size == 0 or end > metadata.n_source_bytes_read
+        ]
+    )
+    if empty:
+        raise UsageError(f"{empty[0]}: empty, as are {len(empty)} of {len(sources)} files: fetch or remove them")
     if known != identity:
         # Files not yet read may have been replaced, as one that was found damaged has to be.
         _commit(environment, database, metadata, metadata, [], identity)
@@ -156,6 +191,11 @@ def _convert(
     done = replace(done, complete=True)
     _commit(environment, database, metadata, done, pending)
     return done
+
+
+def _in_words(shape: tuple[int, int, int]) -> str:
+    height, width, n_channels = shape
+    return f"{height} x {width} with {n_channels} channels"
 
 
 def _made_from(metadata: Metadata, known: list[tuple[str, int]], identity: list[tuple[str, int]]) -> bool:
@@ -226,6 +266,5 @@ def run_conversion(convert: Callable[[], Metadata]) -> int:
         print("interrupted: give the same command again to go on where this one stopped", file=sys.stderr)
         return EXIT_FAILED
     assert metadata.shape is not None
-    height, width, n_channels = metadata.shape
-    print(f"complete: {metadata.length} images of {height} x {width} with {n_channels} channels")
+    print(f"complete: {metadata.length} images of {_in_words(metadata.shape)}")
     return EXIT_FINISHED

@@ -9,11 +9,13 @@ source files with their sizes, apart because there may be a million of them and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,14 @@ class Metadata:
         length: images stored so far.
         n_source_bytes_read: how far into the source files, laid end to end, the stored images reach.
         complete: whether that is all of them.
+        form: what the source files were read as; empty for a database from before that was recorded.
     """
 
     shape: tuple[int, int, int] | None
     length: int
     n_source_bytes_read: int
     complete: bool
+    form: str = ""
     version: int = _VERSION
 
     def to_bytes(self) -> bytes:
@@ -81,10 +85,17 @@ def read_metadata(path: Path, transaction: Any) -> Metadata | None:
             int(values["length"]),
             int(values["n_source_bytes_read"]),
             bool(values["complete"]),
+            str(values.get("form", "")),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: metadata cannot be read ({reason}): convert the images again") from None
+
+
+def is_foreign(transaction: Any) -> bool:
+    """Whether an open database holds something, and nothing of this format."""
+    known = any(transaction.get(key) is not None for key in (METADATA_KEY, SOURCES_KEY, image_key(0)))
+    return not known and transaction.stat()["entries"] > 0
 
 
 def read_sources(path: Path, transaction: Any) -> list[tuple[str, int]]:
@@ -135,6 +146,12 @@ class ImageDatabase:
     length: int
     is_image: bool = field(default=True, init=False)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the names and sizes of the files that the images come from."""
+        with _environment(self.path).begin() as transaction:
+            return hashlib.sha256(transaction.get(SOURCES_KEY) or b"").hexdigest()[:16]
+
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """uint8 (B, C, H, W); raises UsageError for a record that is missing or damaged."""
         n_channels, height, width = self.shape
@@ -177,8 +194,15 @@ def open_image_database(
     try:
         with _environment(path).begin() as transaction:
             metadata = read_metadata(path, transaction)
+            foreign = is_foreign(transaction)
     except lmdb.Error as error:
         raise UsageError(f"{path}: not a readable LMDB database ({error}): convert the images again") from None
+    if foreign:
+        _environments.pop(path.resolve()).close()
+        raise UsageError(
+            f"{path}: an LMDB database of another tool: make one of its images with python -m util.convert_to_lmdb,"
+            " in another place"
+        )
     if metadata is None or not metadata.complete or metadata.shape is None:
         _environments.pop(path.resolve()).close()
         stored = f"{metadata.length} images so far" if metadata is not None else "no record of its contents"
