@@ -71,6 +71,7 @@ def examine(command: Command, folder: Path, distributed: Distributed, began: flo
         checks.check_shared_folder(distributed, folder / "shared"),
         checks.check_disk(distributed, folder.parent),
         checks.check_clocks(distributed),
+        checks.check_data_workers(distributed, command[DataOptions], int(command.settings["training_batch_size"])),
         checks.check_data(distributed, command[DataOptions], command[RunOptions]),
     ]
     faults = [finding.check for finding in findings if finding.verdict == checks.FAULT]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ import torch
 
 from launch.agents.fingerprint import code_versions
 from util.data.dataset import SPLITS, Dataset, open_dataset, prepare_dataset
+from util.data.hand_over import BATCHES_AHEAD, MORE_MEMORY, SHARED_MEMORY, try_socket
 from util.data.inspection import check_images, contents, in_words
 from util.data.options import DataOptions
 from util.distributed import Distributed
@@ -251,6 +253,27 @@ def check_clocks(distributed: Distributed) -> Finding:
     skew = max(min(abs(difference) for difference in rank) for rank in zip(*differences, strict=True))
     verdict = FAULT if skew > SKEW_FAULT_SECONDS else WARNING if skew > SKEW_WARNING_SECONDS else OK
     return Finding("clocks", verdict, f"at most {skew:.3f} s apart")
+
+
+def check_data_workers(distributed: Distributed, data: DataOptions, batch_size: int) -> Finding:
+    """Data workers can hand over batches: sockets can be made, and shared memory holds what is on its way."""
+    n_workers = data.n_workers * distributed.gather(socket.gethostname()).count(socket.gethostname())
+    needed = n_workers * BATCHES_AHEAD * batch_size * math.prod(data.shape) / 2**20
+
+    def look() -> float:
+        try_socket()
+        return shutil.disk_usage(SHARED_MEMORY).free / 2**20
+
+    if n_workers == 0:
+        return Finding("data workers", OK, "none (--n_workers 0)")
+    seen, errors = on_each_node(distributed, look)
+    if errors:
+        return Finding("data workers", FAULT, "; ".join(errors))
+    free = min(seen.values())
+    text = f"{n_workers} have {needed:.1f} MiB on their way on a node, {SHARED_MEMORY} has {free:.0f} free"
+    if free < 2 * needed:
+        return Finding("data workers", FAULT if free < needed else WARNING, f"{text}: {MORE_MEMORY}")
+    return Finding("data workers", OK, text)
 
 
 def check_data(distributed: Distributed, data: DataOptions, run: RunOptions) -> Finding:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.spelling import batch_indices
+from util.data import loader
 from util.data.dataset import open_dataset
 from util.data.image_array import ImageArray
 from util.data.loader import training_batches
@@ -155,7 +157,7 @@ def test_workers_ignore_signals():
     next(source)
     before = workers()
     # A process of its own sends them, as a scheduler does: SIGTERM from the rank itself is how it ends its workers.
-    for name in ("TERM", "INT", "USR1", "USR2"):
+    for name in ("TERM", "INT", "HUP", "USR1", "USR2"):
         subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in before)], check=True)
     time.sleep(0.3)
     take_many(source)
@@ -205,6 +207,79 @@ def test_sizes_that_do_not_divide_are_refused_at_once(changes, word):
 def test_flips_of_points_are_refused_at_once():
     with pytest.raises(UsageError, match="random_flip"):
         batches(open_dataset("diamond", "train", "", 0, 0, seed=0), random_flip=True)
+
+
+HAND_OVER = """
+import sys, time, torch
+from util.data.image_array import ImageArray
+from util.data.loader import training_batches
+from util.errors import RunFailed
+dataset = ImageArray("large", torch.zeros(8, 3, 256, 256, dtype=torch.uint8))
+source = training_batches(dataset, seed=0, first_step=0, total_batch_size=8, rank=0, world_size=1,
+    n_micro_batches=1, n_workers=2, device=torch.device("cpu"), random_flip=True)
+begin = time.monotonic()
+try:
+    for _ in range(8):
+        next(source)
+except RunFailed as error:
+    print(time.monotonic() - begin, error, sep="\\n")
+    sys.exit(1)
+"""
+
+
+def hand_over_failure(*before, **variables):
+    """What a loader says in a process that cannot hand batches over."""
+    found = subprocess.run(
+        [*before, sys.executable, "-c", HAND_OVER], cwd=ROOT, env={**os.environ, **variables}, text=True,
+        capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 1, found
+    assert found.stderr == ""
+    seconds, message = found.stdout.splitlines()
+    assert float(seconds) < 10.0  # in fact a hundredth of that
+    return message
+
+
+def test_a_temporary_folder_of_too_long_a_name_is_one_line(tmp_path):
+    folder = tmp_path / ("x" * 127)
+    folder.mkdir()
+    message = hand_over_failure(TMPDIR=str(folder))
+    assert "AF_UNIX path too long" in message
+    assert f"sockets are made in {folder}: set TMPDIR to a folder" in message
+
+
+def with_shared_memory(mount):
+    """A command that runs another with a /dev/shm of its own."""
+    words = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*words, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no mount namespaces here")
+    return words
+
+
+@pytest.mark.parametrize("options", ["size=1m", "size=1m,ro"])
+def test_too_little_shared_memory_is_one_line(options):
+    message = hand_over_failure(*with_shared_memory(f"mount -t tmpfs -o {options} tmpfs /dev/shm"))
+    assert "data workers cannot hand over their batches" in message
+    assert "of 1 MiB are free in /dev/shm: give it more (in a container --ipc host, or --shm-size 8g)" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("Too many open files. Communication with the\n workers is no longer possible"), "ulimit -n"),
+        (FileNotFoundError(2, "No such file or directory", f"{tempfile.gettempdir()}/pymp-1/listener-1"), "TMPDIR"),
+        (ConnectionRefusedError(111, "Connection refused"), "died"),
+        (RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly"), "died"),
+    ],
+)
+def test_what_else_keeps_a_batch_from_being_taken(error, words):
+    def source():
+        raise error
+        yield
+
+    with pytest.raises(RunFailed, match=words) as failed:
+        loader._next_from_workers(source())
+    assert "\n" not in str(failed.value)
 
 
 SCRIPT = """

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,14 @@ from tests.system.command import LAUNCHER_VARIABLES, ROOT
 TINY = ["-cc", "configs/smoke/tiny.txt", "--device", "cpu"]
 CHECKS = (
     "process group", "devices", "versions", "names", "ports", "all-reduce 4 KiB", "shared folder", "disk space",
-    "clocks", "data set",
+    "clocks", "data workers", "data set",
 )  # fmt: skip
 
 
-def start(root: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+def start(root: Path, *words: str, before: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", "doctor", *TINY, *words],
+        [*before, sys.executable, "-m", "launch", "doctor", *TINY, *words],
         cwd=root, env={**environment, "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -16,13 +17,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from util.data.dataset import Dataset
+from util.data.hand_over import BATCHES_AHEAD, HandOverFailure, hand_over_failure, report_failures
 from util.data.order import batch_indices
+from util.data.worker_process import begin_work, without_signals
 from util.errors import RunFailed, UsageError
 from util.noise import Noise
-
-# What asks a run to stop is answered by the rank, at a step boundary, and not by its workers.
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,9 @@ class _MicroBatchReader:
         return data, keys
 
 
-def _exit_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        arrived = signal.sigtimedwait(_SIGNALS, _SECONDS_BETWEEN_LOOKS)
-        # Of all senders only the rank itself may end its worker, as it does when it exits.
-        if arrived is not None and arrived.si_signo == signal.SIGTERM and arrived.si_pid == parent:
-            break
-    os._exit(0)
-
-
 def _start_worker(_: int, parent: int) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    begin_work(parent)
+    report_failures()
 
 
 def _start_workers(reader: _MicroBatchReader, places: Iterator[Any], n_workers: int, pin_memory: bool) -> Iterator[Any]:
@@ -81,18 +71,21 @@ def _start_workers(reader: _MicroBatchReader, places: Iterator[Any], n_workers: 
         batch_size=None,
         persistent_workers=True,
         num_workers=n_workers,
+        prefetch_factor=BATCHES_AHEAD,
         pin_memory=pin_memory,
         worker_init_fn=partial(_start_worker, parent=os.getpid()),
         # Its own generator, so that the run's is left alone.
         generator=torch.Generator(),
     )
-    # Workers inherit the mask, so there is no instant at which a signal could end one.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     on_child_exit = signal.getsignal(signal.SIGCHLD)
     try:
-        return iter(loader)
+        # Tried before PyTorch does, which leaves a traceback of its own where there are no semaphores.
+        multiprocessing.Lock()
+        with without_signals():
+            return iter(loader)
+    except OSError as error:
+        raise RunFailed(hand_over_failure(error)) from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if threading.current_thread() is threading.main_thread():
             # PyTorch's handler would raise the news of a dead worker wherever the rank happens to be; without it,
             # the next batch to be asked for does.
@@ -101,15 +94,19 @@ def _start_workers(reader: _MicroBatchReader, places: Iterator[Any], n_workers: 
 
 def _next_from_workers(source: Iterator[Any]) -> Any:
     try:
-        return next(source)
+        batch = next(source)
     except (RuntimeError, OSError, EOFError) as error:
         # PyTorch begins so when it passes on what was raised inside a worker. All else is a worker that is gone,
-        # noticed by watching it or by a connection to it that broke.
+        # noticed by watching it or by a connection to it that broke, or one whose batch cannot be taken.
         if str(error).startswith("Caught "):
             raise
-        raise RunFailed(
-            f"a data worker process died ({' '.join(str(error).split())}), often for lack of memory: try fewer"
-        ) from error
+        reason = " ".join(str(error).split())
+        if "DataLoader worker" in reason or isinstance(error, (EOFError, ConnectionError)):
+            raise RunFailed(f"a data worker process died ({reason}), often for lack of memory: try fewer") from error
+        raise RunFailed(hand_over_failure(error)) from error
+    if isinstance(batch, HandOverFailure):
+        raise RunFailed(batch)
+    return batch
 
 
 def training_batches(
@@ -147,7 +144,7 @@ def training_batches(
 
     Raises:
         UsageError: at once for sizes that do not divide or flips of points; while reading, for damaged files.
-        RunFailed: a worker process died.
+        RunFailed: a worker process died, or cannot hand over what it has read.
     """
     if total_batch_size % (world_size * n_micro_batches) != 0 or total_batch_size < 1:
         raise UsageError(
