@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from models.levels import check_levels, n_groups
 from util.errors import UsageError
-from util.option import option
+from util.option import option, training_option
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class NCSNppSettings:
     progressive_input: str = option("residual", "input pyramid", choices=("none", "residual"))
     embedding_type: str = option("fourier", "time embedding", choices=("fourier", "positional"))
     fourier_scale: float = option(16.0, "scale of the Fourier frequencies", above=0.0)
-    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
+    dropout: float = training_option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
     init_scale: float = option(0.0, "initial scale of each block's last layer", minimum=0.0)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from models.levels import check_levels
 from util.errors import UsageError
-from util.option import option
+from util.option import option, training_option
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class UNetSettings:
         1e-5, "added to variances in group norms: 1e-5 in HSIVI and improved-diffusion, 1e-6 in newer ddpm-torch",
         above=0.0,
     )  # fmt: skip
-    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
+    dropout: float = training_option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
 
     def __post_init__(self) -> None:
         check_unet_settings(self)

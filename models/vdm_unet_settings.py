@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from util.errors import UsageError
-from util.option import option
+from util.option import option, training_option
 
 N_GROUPS = 32
 
@@ -34,7 +34,7 @@ class VDMUNetSettings:
     n_resblocks: int = option(8, "residual blocks on the way down; the way up has one more", minimum=1)
     with_attention: bool = option(False, "attention after every block, not only in the middle")
     with_fourier_features: bool = option(True, "sines and cosines of the image as further inputs")
-    dropout: float = option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
+    dropout: float = training_option(0.1, "dropout probability", minimum=0.0, maximum=0.999)
 
     def __post_init__(self) -> None:
         if self.n_channels < N_GROUPS or self.n_channels % N_GROUPS:
