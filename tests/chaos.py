@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from tests.cluster.network import Network, why_not
-from tests.system.command import ROOT, arguments, ranks_of, run, start, state_differences
+from tests.system.command import ROOT, alive, arguments, ranks_of, run, start, state_differences
 from util.run_file import read_run_file
 
 OPTIONS: dict[str, Any] = {
@@ -45,7 +45,7 @@ OPTIONS: dict[str, Any] = {
     "grace_seconds": 30,
     "rendezvous_timeout": 20,
 }
-BOUND_SECONDS = 60.0
+BOUND_SECONDS = 300.0
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL, signal.SIGSTOP]
 
 
@@ -87,15 +87,6 @@ def steps_logged(workdir: Path) -> int:
 
 def steps_saved(workdir: Path) -> int:
     return int((read_run_file(workdir).get("last_snapshot") or {"step": 0})["step"])
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def wait_for_end(commands: list[subprocess.Popen[str]], ranks: list[psutil.Process], result: Round) -> None:

@@ -95,6 +95,12 @@ class Network:
                 continue
         return found
 
+    def listens(self, host: str, port: int) -> bool:
+        """Whether something on a host takes connections at the port."""
+        words = ["ip", "netns", "exec", host, "cat", "/proc/net/tcp"]
+        listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+        return f":{port:04X} 00000000:0000 0A " in listed
+
     def clear(self) -> None:
         """End what still runs on the hosts."""
         for host in self.hosts:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.cluster.slurm_cluster import SlurmCluster
+from tests.patience import PATIENCE
 from tests.system.command import LAUNCHER_VARIABLES, ROOT
 from util.run_file import read_run_file
 
@@ -41,17 +42,17 @@ def sbatch(cluster: SlurmCluster, options: list[str], script: Path, arguments: l
     """Submit a batch script; the job id."""
     words = ["sbatch", "--parsable", "--exclusive", f"--output={cluster.folder}/job-%j.out", *options, str(script)]
     done = subprocess.run(
-        [*words, *arguments], env=environment(cluster), cwd=ROOT, capture_output=True, text=True, timeout=60
+        [*words, *arguments], env=environment(cluster), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def launch(cluster: SlurmCluster, *words: str, expect: int = 0, seconds: float = 120) -> str:
+def launch(cluster: SlurmCluster, *words: str, expect: int = 0) -> str:
     """``python -m launch`` with these words; its output."""
     done = subprocess.run(
         [sys.executable, "-m", "launch", *words],
-        env=environment(cluster), cwd=ROOT, capture_output=True, text=True, timeout=seconds,
+        env=environment(cluster), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == expect, f"exit code {done.returncode}, not {expect}:\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr

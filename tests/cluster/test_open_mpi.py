@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,21 @@ from typing import Any
 import psutil
 import pytest
 
+from launch.places.flags import DEFAULT_MASTER_PORT
 from tests.cluster.network import Network, network
-from tests.system.command import LAUNCHER_VARIABLES, ROOT, arguments, run, snapshot, state_differences, wait_until
+from tests.patience import PATIENCE, wait_for
+from tests.system.command import (
+    LAUNCHER_VARIABLES,
+    NO_TIME_OUTS,
+    ROOT,
+    SLOW_START,
+    arguments,
+    end,
+    run,
+    snapshot,
+    state_differences,
+    wait_until,
+)
 from tests.system.in_process import run_here
 from util.run_file import read_run_file
 
@@ -72,12 +84,6 @@ def by_flags(hosts: Network, n_nodes: int, node_rank: int, workdir: Path, **opti
     host = options.pop("host", hosts.hosts[node_rank])
     master = {"n_nodes": n_nodes, "node_rank": node_rank, "master_address": hosts.address("node1")}
     return start(hosts.command(host, arguments(workdir, **{**master, **options})))
-
-
-def end(process: subprocess.Popen[str], expect: int | None, seconds: float = 300) -> str:
-    output, _ = process.communicate(timeout=seconds)
-    assert expect is None or process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
-    return output
 
 
 def ranks_on(hosts: Network, host: str) -> dict[int, psutil.Process]:
@@ -144,13 +150,12 @@ def test_flags_alone_are_enough_and_a_failed_run_restarts_on_all_nodes(hosts: Ne
 
 
 def test_a_killed_rank_ends_everything(hosts: Network, tmp_path: Path) -> None:
-    nodes = [by_flags(hosts, 2, node_rank, tmp_path / "run", **ENDLESS) for node_rank in (0, 1)]
+    options = {**ENDLESS, **NO_TIME_OUTS}
+    nodes = [by_flags(hosts, 2, node_rank, tmp_path / "run", **options) for node_rank in (0, 1)]
     at_step(tmp_path / "run", 3, nodes[0])
     victim = ranks_on(hosts, "node2")[1]
     victim.kill()
-    killed = time.monotonic()
-    output = [end(node, 1, seconds=20) for node in nodes]
-    assert time.monotonic() - killed < 10
+    output = [end(node, 1) for node in nodes]
     for text in output:
         assert "rank 1 on node 1 (node2) was killed by SIGKILL" in text
     assert read_run_file(tmp_path / "run")["state"] == "failed"
@@ -160,46 +165,42 @@ def test_a_killed_rank_ends_everything(hosts: Network, tmp_path: Path) -> None:
 
 
 def test_a_node_without_network_ends_the_run_on_both_sides(hosts: Network, tmp_path: Path) -> None:
-    options = {**ENDLESS, "node_timeout": 5}
+    options = {**ENDLESS, **NO_TIME_OUTS, "node_timeout": 10}
     nodes = [by_flags(hosts, 2, node_rank, tmp_path / "run", **options) for node_rank in (0, 1)]
     at_step(tmp_path / "run", 3, nodes[0])
     hosts.disconnect("node2")
-    cut = time.monotonic()
-    output = [end(node, 1, seconds=40) for node in nodes]
-    assert time.monotonic() - cut < 20
-    assert "node 1 (node2) was not heard of for 5 s" in output[0]
-    assert f"node 0 ({hosts.address('node1')}) was not heard of for 5 s" in output[1]
+    output = [end(node, 1) for node in nodes]
+    assert "node 1 (node2) was not heard of for 10 s" in output[0]
+    assert f"node 0 ({hosts.address('node1')}) was not heard of for 10 s" in output[1]
     assert "the run ends on node 1 (node2)" in output[1]
 
 
 def test_a_stopped_rank_is_found(hosts: Network, tmp_path: Path) -> None:
-    options = {**ENDLESS, "rank_timeout": 4}
+    options = {**ENDLESS, **NO_TIME_OUTS, "rank_timeout": SLOW_START}
     nodes = [by_flags(hosts, 2, node_rank, tmp_path / "run", **options) for node_rank in (0, 1)]
     at_step(tmp_path / "run", 3, nodes[0])
     ranks_on(hosts, "node2")[1].send_signal(signal.SIGSTOP)
-    stopped = time.monotonic()
-    output = [end(node, 1, seconds=40) for node in nodes]
-    assert time.monotonic() - stopped < 20
+    output = [end(node, 1) for node in nodes]
     for text in output:
-        assert "rank 1 on node 1 (node2) gave no sign of life for 4 s" in text
+        assert f"rank 1 on node 1 (node2) gave no sign of life for {SLOW_START} s" in text
 
 
 def test_a_stopped_agent_is_found_and_leaves_nothing(hosts: Network, tmp_path: Path) -> None:
-    options = {**ENDLESS, "rank_timeout": 10, "node_timeout": 4}
+    options = {**ENDLESS, "rank_timeout": SLOW_START, "node_timeout": 10}
     nodes = [by_flags(hosts, 2, node_rank, tmp_path / "run", **options) for node_rank in (0, 1)]
     at_step(tmp_path / "run", 3, nodes[0])
     psutil.Process(ranks_on(hosts, "node2")[1].ppid()).send_signal(signal.SIGSTOP)
-    assert "node 1 (node2) was not heard of for 4 s" in end(nodes[0], 1, seconds=40)
-    wait_until(lambda: not ranks_on(hosts, "node2"), nodes[1], seconds=30)
+    assert "node 1 (node2) was not heard of for 10 s" in end(nodes[0], 1)
+    wait_for(lambda: not ranks_on(hosts, "node2"), "the end of the ranks")
 
 
 def test_stop_signal_on_one_node_stops_all_with_a_snapshot(hosts: Network, tmp_path: Path) -> None:
-    options = {**ENDLESS, "snapshot_freq": 0}
+    options = {**ENDLESS, **NO_TIME_OUTS, "snapshot_freq": 0}
     nodes = [by_flags(hosts, 2, node_rank, tmp_path / "run", **options) for node_rank in (0, 1)]
     at_step(tmp_path / "run", 3, nodes[0])
     psutil.Process(ranks_on(hosts, "node2")[1].ppid()).send_signal(signal.SIGTERM)
     for node in nodes:
-        end(node, 75, seconds=30)
+        end(node, 75)
     status = read_run_file(tmp_path / "run")
     assert (status["state"], status["exit_reason"]) == ("preempted", "SIGTERM")
     assert snapshot(tmp_path / "run")["step"] == status["step"] >= 3
@@ -213,12 +214,9 @@ def test_stop_signal_to_mpirun(number: signal.Signals, code: int, hosts: Network
     process = mpirun(hosts, 2, ["-np", "2", "--map-by", "ppr:1:node"], tmp_path / "run", **options)
     at_step(tmp_path / "run", 3, process)
     process.send_signal(number)
-    process.wait(timeout=30)
+    process.wait(timeout=PATIENCE)
     assert process.returncode == code
-    deadline = time.monotonic() + 20
-    while ranks_on(hosts, "node1") or ranks_on(hosts, "node2"):
-        assert time.monotonic() < deadline, "ranks are left behind"
-        time.sleep(0.1)
+    wait_for(lambda: not ranks_on(hosts, "node1") and not ranks_on(hosts, "node2"), "the end of the ranks")
     process.communicate()
     status = read_run_file(tmp_path / "run")
     assert (status["state"], status["exit_reason"]) == ("preempted", number.name)
@@ -226,14 +224,13 @@ def test_stop_signal_to_mpirun(number: signal.Signals, code: int, hosts: Network
 
 
 def test_two_nodes_of_the_same_rank(hosts: Network, tmp_path: Path) -> None:
-    options = {**TINY, "rendezvous_timeout": 30}
     nodes = [
-        by_flags(hosts, 3, 0, tmp_path / "run", **options),
-        by_flags(hosts, 3, 1, tmp_path / "run", **options),
-        by_flags(hosts, 3, 1, tmp_path / "run", **options, host="node3"),
+        by_flags(hosts, 3, 0, tmp_path / "run", **TINY),
+        by_flags(hosts, 3, 1, tmp_path / "run", **TINY),
+        by_flags(hosts, 3, 1, tmp_path / "run", **TINY, host="node3"),
     ]
     for node in nodes:
-        text = end(node, 2, seconds=30)
+        text = end(node, 2)
         assert "node 1 (node2)" in text
         assert "node 1 (node3)" in text
         assert "--node_rank" in text
@@ -241,10 +238,10 @@ def test_two_nodes_of_the_same_rank(hosts: Network, tmp_path: Path) -> None:
 
 def test_two_nodes_of_rank_0(hosts: Network, tmp_path: Path) -> None:
     first = by_flags(hosts, 2, 0, tmp_path / "run", **TINY)
-    time.sleep(2)
+    wait_until(lambda: hosts.listens("node1", DEFAULT_MASTER_PORT), first)
     second = by_flags(hosts, 2, 0, tmp_path / "run", **TINY, host="node2")
     for node in (first, second):
-        text = end(node, 2, seconds=30)
+        text = end(node, 2)
         assert "node 0 (node1)" in text
         assert "node 0 (node2)" in text
 
@@ -252,7 +249,7 @@ def test_two_nodes_of_rank_0(hosts: Network, tmp_path: Path) -> None:
 def test_nodes_with_different_configurations(hosts: Network, tmp_path: Path) -> None:
     nodes = [by_flags(hosts, 2, rank, tmp_path / "run", **{**TINY, "seed": 5 + rank}) for rank in (0, 1)]
     for node in nodes:
-        assert "--seed is 5 on node 0 (node1) and 6 on node 1 (node2)" in end(node, 2, seconds=30)
+        assert "--seed is 5 on node 0 (node1) and 6 on node 1 (node2)" in end(node, 2)
 
 
 def test_a_master_that_is_not_there(hosts: Network, tmp_path: Path) -> None:
@@ -260,9 +257,9 @@ def test_a_master_that_is_not_there(hosts: Network, tmp_path: Path) -> None:
         by_flags(hosts, 2, 1, tmp_path / "run", **TINY, rendezvous_timeout=3),
         by_flags(hosts, 2, 0, tmp_path / "run", **TINY, rendezvous_timeout=3, master_port=29_999),
     ]
-    text = end(nodes[0], 1, seconds=30)
-    assert f"node 1 (node2) did not find node 0 at {hosts.address('node1')}:29417 within 3 s" in text
-    text = end(nodes[1], 1, seconds=30)
+    text = end(nodes[0], 1)
+    assert f"node 1 (node2) did not find node 0 at {hosts.address('node1')}:{DEFAULT_MASTER_PORT} within 3 s" in text
+    text = end(nodes[1], 1)
     assert "of 2 nodes (or processes) number 1 did not come within 3 s" in text
     assert "node 0 (node1)" in text
 
@@ -270,6 +267,6 @@ def test_a_master_that_is_not_there(hosts: Network, tmp_path: Path) -> None:
 @needs_mpirun
 def test_flags_against_mpirun(hosts: Network, tmp_path: Path) -> None:
     process = mpirun(hosts, 2, ["-np", "2", "--map-by", "ppr:1:node"], tmp_path / "run", **TINY, n_nodes=3)
-    text = end(process, None, seconds=60)
+    text = end(process, None)
     assert process.returncode == 2
     assert "--n_nodes 3, but mpirun started 2 nodes" in text

@@ -1,9 +1,7 @@
 """The batch scripts on a real Slurm: whatever ends a job early, it comes back and ends where it would have."""
 
-import contextlib
 import json
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -25,7 +23,7 @@ from tests.cluster.slurm_runs import (
 from tests.system.command import snapshot, state_differences
 from util.run_file import read_run_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TWO_NODES = [*TRAINING, "--n_gpus_per_node", "1"]
 
 
@@ -60,19 +58,27 @@ def test_requeue_from_outside_and_preemption(slurm: SlurmCluster, undisturbed: P
 
 
 def test_time_limit(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path) -> None:
-    """By sbatch on one node and by submitit on two, side by side."""
+    """By sbatch on one node and by submitit on two, side by side.
+
+    The limit is drawn in when the runs are under way, and back when they have stopped: however slow, they meet it once.
+    """
     workdirs = [tmp_path / "sbatch", tmp_path / "submit"]
-    script = batch_script(slurm, "train.sbatch", warning=15)
-    arguments = [*TRAINING, "--grace_seconds", "15", "--workdir"]
-    first = sbatch(slurm, ["-N1", "--time=1"], script, [*arguments, str(workdirs[0]), "--n_gpus_per_node", "2"])
-    options = ["--nodes", "2", "--gpus_per_node", "1", "--time", "1", "--slurm", "exclusive"]
+    script = batch_script(slurm, "train.sbatch", warning=60)
+    arguments = [*TRAINING, "--grace_seconds", "60", "--workdir"]
+    first = sbatch(slurm, ["-N1", "--time=60"], script, [*arguments, str(workdirs[0]), "--n_gpus_per_node", "2"])
+    options = ["--nodes", "2", "--gpus_per_node", "1", "--time", "60", "--slurm", "exclusive"]
     second = submitted_id(launch(slurm, "submit", *options, "--", *arguments, str(workdirs[1])))
-    for workdir in workdirs:
-        wait_for_step(slurm, workdir, 10)
-    # Slurm looks at time limits twice a minute, so the runs have to last: their first ranks are slowed down.
-    deadline = time.monotonic() + 80
-    while any(slurm.job(job_id)["Restarts"] == "0" for job_id in (first, second)) and time.monotonic() < deadline:
-        slow_down([rank for workdir in workdirs for rank in ranks_of(workdir)])
+    # Slurm looks at time limits twice a minute, so the runs stand still until the warning is there.
+    held: dict[Path, psutil.Process] = {}
+    slurm.wait_for(lambda: hold(workdirs, 10, held), "both runs")
+    for job_id in (first, second):
+        slurm.command("scontrol", "update", f"JobId={job_id}", "EndTime=now+80")
+    slurm.wait_for(lambda: all(map(has_signal, held.values())), "the warnings")
+    for rank in held.values():
+        rank.send_signal(signal.SIGCONT)
+    for job_id in (first, second):
+        slurm.wait_for(lambda job_id=job_id: slurm.job(job_id)["Restarts"] != "0", f"job {job_id} to be requeued")
+        slurm.command("scontrol", "update", f"JobId={job_id}", "TimeLimit=60")
     for job_id, workdir in zip((first, second), workdirs, strict=True):
         check_end(slurm, job_id, workdir, undisturbed)
         job = read_job_file(workdir)
@@ -111,13 +117,19 @@ def ranks_of(workdir: Path) -> list[psutil.Process]:
     return found
 
 
-def slow_down(processes: list[psutil.Process]) -> None:
-    """Have them run for a twentieth of a second in one."""
-    for number, seconds in ((signal.SIGSTOP, 0.95), (signal.SIGCONT, 0.05)):
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-        time.sleep(seconds)
+def hold(workdirs: list[Path], step: int, held: dict[Path, psutil.Process]) -> bool:
+    """Stop rank 0 of each run that has come to a step; whether all are stopped."""
+    for workdir in workdirs:
+        if workdir not in held and read_run_file(workdir).get("step", 0) >= step:
+            (held[workdir],) = ranks_of(workdir)
+            held[workdir].send_signal(signal.SIGSTOP)
+    return len(held) == len(workdirs)
+
+
+def has_signal(stopped: psutil.Process) -> bool:
+    """Whether a signal waits until the stopped process goes on."""
+    status = Path(f"/proc/{stopped.pid}/status").read_text()
+    return any(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("ShdPnd"))
 
 
 def test_evaluation_and_bad_arguments(slurm: SlurmCluster, undisturbed: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,11 @@ from tests.cluster.slurm_runs import (
     submitted_id,
     wait_for_step,
 )  # fmt: skip
+from tests.patience import PATIENCE
 from tests.system.command import ROOT, snapshot, state_differences
 from util.run_file import read_run_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SUBMIT = ["submit", "--gpus_per_node", "2", "--time", "10", "--slurm", "exclusive", "--", *TRAINING, "--overwrite"]
 SUBMIT += ["--workdir"]
 
@@ -34,10 +34,8 @@ def status(cluster: SlurmCluster, run: str) -> dict[str, object]:
 
 def test_preempted_then_cancelled_then_requeued(slurm: SlurmCluster, undisturbed: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    started = time.monotonic()
     first = submitted_id(launch(slurm, *SUBMIT, str(workdir)))
-    assert time.monotonic() - started < 10
-
+    assert read_run_file(workdir).get("step", 0) < STEPS, "submit waited for the run"
     wait_for_step(slurm, workdir, 10)
     running = status(slurm, first)
     assert (running["scheduler"], running["state"], running["total"]) == ("RUNNING", "training", STEPS)
@@ -62,7 +60,7 @@ def test_preempted_then_cancelled_then_requeued(slurm: SlurmCluster, undisturbed
     assert f"job {first} stopped; the last snapshot is step {step}" in told
     assert slurm.wait_for_end(first) == "FAILED"
     assert "it was told to stop" in str(status(slurm, str(workdir))["last_error"])
-    output, _ = follower.communicate(timeout=30)
+    output, _ = follower.communicate(timeout=PATIENCE)
     assert f"at step {step}; --mode continue goes on from here" in output.decode()
     assert launch(slurm, "cancel", first, expect=2).startswith("error: ")
 

@@ -4,13 +4,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.tfrecord_files import make_images, write_tfrecords
+from tests.system.command import wait_until
 from util.convert_to_lmdb import convert, main, parse, read_tfrecord_images
 from util.data import image_conversion
 from util.data.dataset import open_dataset
@@ -128,25 +128,24 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path, monkeypatc
 def test_a_killed_conversion_is_refused_and_then_finished(tmp_path):
     images = make_images(40, 64)
     write_tfrecords(tmp_path / "tfr" / "train", images, n_files=2)
-    # Commits every image and takes a while over each, so that the kill falls into the middle.
+    # Commits every image, and stops in the middle until it is killed.
     script = (
         "import sys, time\n"
         "from util import convert_to_lmdb as conversion\n"
         "from util.data import image_conversion\n"
         "image_conversion._BYTES_PER_TRANSACTION = 1\n"
         "read = conversion.read_tfrecord_images\n"
-        "def slowly(path, offset):\n"
-        "    for item in read(path, offset):\n"
-        "        time.sleep(0.05)\n"
+        "def half(path, offset):\n"
+        "    for number, item in enumerate(read(path, offset)):\n"
+        "        if number == 12:\n"
+        "            time.sleep(3600)\n"
         "        yield item\n"
-        "conversion.read_tfrecord_images = slowly\n"
+        "conversion.read_tfrecord_images = half\n"
         "sys.exit(conversion.main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, *arguments(tmp_path)], cwd=ROOT)
     data = tmp_path / "lmdb" / "train.lmdb" / "data.mdb"
-    while not data.exists() or data.stat().st_size < 5 * images[0].size:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: data.exists() and data.stat().st_size >= 5 * images[0].size, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     with pytest.raises(UsageError, match="not complete"):

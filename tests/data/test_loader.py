@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.patience import PATIENCE, wait_for
 from tests.spelling import batch_indices
 from util.data import loader
 from util.data.dataset import open_dataset
@@ -127,9 +129,7 @@ def test_workers_read_the_same_batches_and_end_with_the_loader(n_workers):
     source = batches(dataset, n_workers=n_workers, **options)
     steps = [next(source) for _ in range(9)]
     assert len(workers()) == n_workers
-    start = time.monotonic()
     source.close()
-    assert time.monotonic() - start < 5.0
     assert workers() == []
     got = [(torch.cat([p.data for p in step]), torch.cat([p.positions for p in step])) for step in steps]
     assert_equal_steps(got, expected)
@@ -301,23 +301,26 @@ def run_script(rest):
 
 
 def wait_until_gone(pids):
-    deadline = time.monotonic() + 10.0
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not any(map(runs, pids)), f"the end of {pids}")
+
+
+def runs(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.mark.parametrize("rest", ["", "raise SystemExit(0)", "source.close()"])
 def test_a_process_that_ends_with_the_loader_open_does_not_hang(rest):
     process, pids = run_script(rest)
     assert len(pids) == 2
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     process.stdout.close()
     wait_until_gone(pids)
 
 
 def test_workers_die_with_a_killed_parent():
-    process, pids = run_script("import time; time.sleep(60)")
+    process, pids = run_script("import time; time.sleep(3600)")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()

@@ -26,15 +26,16 @@ def test_crc32c_of_any_length(length):
     assert crc32c(data) == tfrecord_files.crc32c(data)
 
 
-def test_a_record_of_celeba_is_checked_in_milliseconds():
+def seconds(function, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def test_a_record_of_celeba_is_checked_ten_times_faster_than_bit_by_bit():
     data = os.urandom(256 * 256 * 3)
     crc32c(data)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        crc32c(data)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.02
+    assert min(seconds(crc32c, data) for _ in range(5)) < seconds(tfrecord_files.crc32c, data[: len(data) // 10])
 
 
 def test_masked_checksum():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tests.patience import PATIENCE
 from util.distributed import Distributed, join_group
 
 
@@ -18,7 +19,7 @@ def _rank(
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed = join_group(rank, rank, world_size, torch.device("cpu"), timeout_seconds=120.0)
+    distributed = join_group(rank, rank, world_size, torch.device("cpu"), timeout_seconds=PATIENCE)
     try:
         result: Any = function(distributed, *arguments)
     except Exception as error:
@@ -51,7 +52,7 @@ def run_ranks(world_size: int, folder: Path, function: Callable[..., Any], *argu
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
     for process in processes:
         if process.is_alive():
             process.kill()

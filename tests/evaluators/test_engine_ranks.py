@@ -1,7 +1,6 @@
 """The evaluation engine on several ranks: each item once, stopping together, going on with another number."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +9,36 @@ import torch
 
 from evaluators.engine import run_chunks
 from tests.evaluators.ranks import run_ranks
+from tests.patience import wait_for
 from util.distributed import Distributed
 from util.errors import Preempted
 
 N_ITEMS, CHUNK_SIZE = 37, 3
 N_CHUNKS = 13
+OTHER_CHUNKS = ("numbers.chunks/*.npz", N_CHUNKS - 1)
 
 
 def _run(
     distributed: Distributed,
     folder: Path,
-    seconds_of_rank: tuple[float, ...] = (0.0, 0.0, 0.0),
     stop_rank: int | None = None,
     killed_rank: int | None = None,
+    waiting_rank: int | None = None,
+    awaited: tuple[str, int] = ("", 0),
 ) -> tuple[list[int], dict[str, np.ndarray] | None, bool]:
-    """Indices computed on this rank, the arrays, and whether it was pre-empted."""
+    """Indices computed on this rank, the arrays, and whether it was pre-empted.
+
+    ``waiting_rank`` computes nothing until as many files are there as ``awaited``, a pattern and a number, says.
+    """
     computed: list[int] = []
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
         if distributed.rank == killed_rank and len(computed) >= CHUNK_SIZE:
+            (folder / "killed").touch()
             os._exit(9)
-        time.sleep(seconds_of_rank[distributed.rank])
+        if distributed.rank == waiting_rank:
+            pattern, number = awaited
+            wait_for(lambda: len(list(folder.glob(pattern))) >= number, pattern)
         computed.extend(indices.tolist())
         return {"squares": indices.double() ** 2, "nfe": indices[0] + 1}
 
@@ -63,15 +71,15 @@ def test_every_item_on_exactly_one_rank(tmp_path: Path, world_size: int) -> None
 
 
 def test_a_slow_rank_leaves_its_share_to_the_others(tmp_path: Path) -> None:
-    (slow, _, _), (fast, _, _) = run_ranks(2, tmp_path, _run, tmp_path / "shared", (1.0, 0.01))
+    (slow, _, _), (fast, _, _) = run_ranks(2, tmp_path, _run, tmp_path / "shared", None, None, 0, OTHER_CHUNKS)
     assert sorted(slow + fast) == list(range(N_ITEMS))
-    assert len(slow) <= 2 * CHUNK_SIZE
+    assert len(slow) <= CHUNK_SIZE
 
 
 @pytest.mark.parametrize("stop_rank", [0, 1])
 def test_one_rank_told_to_stop_stops_all_and_another_number_goes_on(tmp_path: Path, stop_rank: int) -> None:
-    seconds = (0.1, 0.1)
-    stopped = run_ranks(2, tmp_path, _run, tmp_path / "shared", seconds, stop_rank)
+    told = ("numbers.chunks/claims_*/stop", 1)
+    stopped = run_ranks(2, tmp_path, _run, tmp_path / "shared", stop_rank, None, 1 - stop_rank, told)
     assert [preempted for _, _, preempted in stopped] == [True, True]
     done = [index for computed, _, _ in stopped for index in computed]
     assert 2 * CHUNK_SIZE <= len(done) < N_ITEMS
@@ -82,7 +90,7 @@ def test_one_rank_told_to_stop_stops_all_and_another_number_goes_on(tmp_path: Pa
 
 
 def test_a_killed_rank_costs_its_unfinished_chunk_only(tmp_path: Path) -> None:
-    killed = run_ranks(2, tmp_path, _run, tmp_path / "shared", (0.05, 0.05), None, 1)
+    killed = run_ranks(2, tmp_path, _run, tmp_path / "shared", None, 1, 0, ("killed", 1))
     assert killed[1] is None
     assert isinstance(killed[0], Exception)
     done = len(list((tmp_path / "shared/numbers.chunks").glob("*.npz")))

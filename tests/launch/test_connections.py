@@ -12,11 +12,12 @@ from launch.addresses import LOOPBACK, interface_of, listen, reachable_address
 from launch.agents.coordinator import Coordinator
 from launch.agents.group import Limits
 from launch.agents.messages import MAXIMUM_LINE, Connection, ConnectionLost, Message
+from tests.patience import PATIENCE
 
 
-def until(connection: Connection, kind: str, seconds: float = 5.0) -> Message:
+def until(connection: Connection, kind: str) -> Message:
     """The next message of a kind, others left out."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         message = connection.receive_one()
         if message is not None and message["kind"] == kind:
@@ -91,7 +92,7 @@ def test_foreign_connections_do_not_disturb_the_gathering() -> None:
     own, other = (Connection(end) for end in socket.socketpair())
     listener = listen(LOOPBACK, 0)
     address = listener.getsockname()
-    coordinator = Coordinator(2, "id", Limits(30.0, 10.0, 0), listener, other, (LOOPBACK, 0))
+    coordinator = Coordinator(2, "id", Limits(PATIENCE, PATIENCE, 0), listener, other, (LOOPBACK, 0))
     coordinator.start()
     identity = {"run_id": "id", "n_agents": 2, "host": "h", "n_ranks": 1, "fingerprint": {}}
     own.send("register", agent_rank=0, place="a", **identity)
@@ -102,7 +103,7 @@ def test_foreign_connections_do_not_disturb_the_gathering() -> None:
     silent = socket.create_connection(address)
     for garbage in (b"GET / HTTP/1.0\r\n\r\n", b"x" * 200_000, b'{"kind": "ended"}\n', b'{"kind": "register"}\n'):
         stranger = socket.create_connection(address)
-        stranger.settimeout(5)
+        stranger.settimeout(PATIENCE)
         try:
             stranger.sendall(garbage)
             while stranger.recv(1 << 16):
@@ -124,7 +125,7 @@ def test_foreign_connections_do_not_disturb_the_gathering() -> None:
     for connection in (own, second):
         assert until(connection, "verdict")["code"] == 0
         connection.close()
-    coordinator.join(timeout=5)
+    coordinator.join(timeout=PATIENCE)
     assert not coordinator.is_alive()
     silent.close()
     late.close()
@@ -134,7 +135,7 @@ def test_an_agent_that_closes_is_gone() -> None:
     own, other = (Connection(end) for end in socket.socketpair())
     listener = listen(LOOPBACK, 0)
     address = listener.getsockname()
-    coordinator = Coordinator(2, "", Limits(30.0, 10.0, 3), listener, other, (LOOPBACK, 0))
+    coordinator = Coordinator(2, "", Limits(PATIENCE, PATIENCE, 3), listener, other, (LOOPBACK, 0))
     coordinator.start()
     identity = {"run_id": "", "n_agents": 2, "host": "h", "n_ranks": 1, "fingerprint": {}}
     own.send("register", agent_rank=0, place="a", **identity)
@@ -148,7 +149,7 @@ def test_an_agent_that_closes_is_gone() -> None:
     assert verdict["code"] == 1
     assert "b went away" in verdict["line"]
     own.close()
-    coordinator.join(timeout=5)
+    coordinator.join(timeout=PATIENCE)
     assert not coordinator.is_alive()
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from launch.addresses import LOOPBACK, listen
+from tests.patience import PATIENCE
 from tests.system.command import LAUNCHER_VARIABLES, ROOT, arguments, run, state_differences, wait_until
 from util.run_file import read_run_file
 
@@ -66,7 +67,7 @@ def test_two_nodes_and_a_restart(rendezvous: str, undisturbed: Path, tmp_path: P
     wait_until(lambda: read_run_file(tmp_path / "two").get("step", 0) >= 8, nodes[0])
     psutil.Process(nodes[1].pid).children()[0].kill()
     try:
-        output = [node.communicate(timeout=300)[0] for node in nodes]
+        output = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()

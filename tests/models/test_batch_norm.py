@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from models.residual_flow.batch_norm import SynchronizedBatchNorm, on_one_rank
+from tests.patience import PATIENCE
 
 
 class SumOverThreads:
     """Each thread is a rank: everyone's tensors are added up in the order of the ranks."""
 
     def __init__(self, n_ranks: int) -> None:
-        self.barrier = threading.Barrier(n_ranks, timeout=30)
+        self.barrier = threading.Barrier(n_ranks, timeout=PATIENCE)
         self.parts = [torch.empty(0)] * n_ranks
         self.rank = threading.local()
         self.n_calls = 0

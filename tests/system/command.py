@@ -7,15 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from tests.patience import PATIENCE, wait_for
+
 ROOT = Path(__file__).parents[2]
+NO_TIME_OUTS = {"rank_timeout": 3600, "node_timeout": 3600, "grace_seconds": 3600}
+"""With these, what ends within the patience of a test was noticed, not waited for."""
+SLOW_START = 15
+"""Seconds for which a rank may be silent while it starts on a slow machine: not the least time-out that is allowed."""
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
 
 
@@ -46,10 +51,7 @@ def start(workdir: Path, **options: Any) -> subprocess.Popen[str]:
 
 def run(workdir: Path, expect: int = 0, **options: Any) -> str:
     """Run to the end; the output."""
-    process = start(workdir, **options)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
-    return output
+    return end(start(workdir, **options), expect)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
@@ -64,12 +66,36 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for something that a running command does."""
+
+    def still_runs() -> None:
         assert process.poll() is None, f"the command ended early:\n{process.communicate()[0]}"
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+
+    wait_for(condition, "what the command should do", still_runs)
+
+
+def end(process: subprocess.Popen[str], expect: int | None = 0) -> str:
+    """The output of a command that has to end by itself; ``None`` expects no exit code."""
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert expect is None or process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
+    return output
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def wait_for_end(processes: Iterable[psutil.Process]) -> None:
+    """Wait until none of them runs."""
+    processes = list(processes)
+    wait_for(lambda: not alive(processes), f"the end of {processes}")
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
@@ -78,7 +104,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     for victim in victims:
         victim.send_signal(signal.SIGKILL)
     process.communicate()
-    psutil.wait_procs(victims, timeout=10)
+    wait_for_end(victims)
 
 
 def snapshot(workdir: Path, name: str = "checkpoint.pth") -> dict[str, Any]:

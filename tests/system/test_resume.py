@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.system.command import kill_all, ranks_of, run, snapshot, start, state_differences, wait_until
+from tests.system.command import end, kill_all, ranks_of, run, snapshot, start, state_differences, wait_until
 from tests.system.in_process import refusal, run_here
 from util.run_file import read_run_file
 
@@ -77,8 +77,7 @@ def test_stop_signal_loses_nothing(number: signal.Signals, to_rank: bool, undist
     process = start(tmp_path / "stopped", **options)
     wait_until(lambda: read_run_file(tmp_path / "stopped").get("step", 0) >= 10, process)
     (ranks_of(process)[1] if to_rank else process).send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
+    end(process, 75)
     status = read_run_file(tmp_path / "stopped")
     assert status["state"] == "preempted"
     assert status["exit_reason"] == number.name

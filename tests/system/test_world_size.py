@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.command import kill_all, run, start, wait_until
+from tests.system.command import end, kill_all, run, start, wait_until
 from tests.system.in_process import run_here
 
 TINY = {"config": "configs/smoke/tiny.txt", "seed": 5}
@@ -104,15 +104,13 @@ def test_interrupted_evaluation_goes_on_with_what_is_missing(
         kill_all(process)
     else:
         process.send_signal(how)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == code, output
+        end(process, code)
     done = {path: path.stat().st_mtime_ns for path in chunks.glob("*.npz")}
     assert 6 <= len(done) < 38
     process = start(trained, **options, n_gpus_per_node=1)
     wait_until(lambda: len(list(chunks.glob("*.npz"))) > len(done) + 3, process)
     unchanged = {path: path.stat().st_mtime_ns for path in done}
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    end(process)
     assert unchanged == done, "a finished chunk was computed again"
     assert_same(results(trained, folder.name), undisturbed)
     assert not chunks.exists(), "chunks are merged into one file"
