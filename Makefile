@@ -27,9 +27,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Tests that start commands mostly wait for one core or for a clock: the others run beside them (tests/conftest.py).
+# One more worker than the cores of a small machine: tests that start commands mostly wait (tests/conftest.py).
 test: lint cluster-tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope
 
 # Programs that tests/cluster runs: Slurm, network namespaces, container builds. Without them those tests are skipped.
 CLUSTER_PROGRAMS := slurmctld slurmd srun munged ip ps buildah debootstrap

@@ -1,4 +1,4 @@
-"""Which tests may run side by side (``pytest -n 2``, as in the Makefile)."""
+"""Which tests may run side by side (``pytest -n 3``, as in the Makefile), and in what order."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# These start runs of several processes and look at the clock, or make networks and clusters whose names are fixed:
-# one after the other. The tests of any other file share its fixtures.
-_COMMANDS = ("cluster", "system", "launch")
+# The tests of a file share its fixtures, and those of these files a Slurm cluster.
+_ON_SLURM = ("tests/cluster/test_slurm.py", "tests/cluster/test_submit.py")
+# Mostly wait: begun first, they run beside the tests that compute. The longest come first.
+_FIRST = ("cluster", "system", "launch")
 
 
 class _Groups(LoadScopeScheduling):
-    """Tests that start commands go to one worker, those of any other file to the same one."""
+    """Tests of one group go to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "commands" if file.split("/")[1] in _COMMANDS else file
+        return "slurm" if file in _ON_SLURM else file
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False
     return _Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
+
+    items.sort(key=place)

@@ -14,6 +14,7 @@ def wait_for(
     what: str,
     each_time: Callable[[], None] = lambda: None,
     explain: Callable[[], str] = lambda: "",
+    pause: float = 0.02,
 ) -> None:
     """Look until the condition holds.
 
@@ -22,6 +23,7 @@ def wait_for(
         what: its name, for the message of the failure.
         each_time: called before each look; what it raises ends the waiting.
         explain: more for the message.
+        pause: seconds between looks.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -29,4 +31,4 @@ def wait_for(
         if condition():
             return
         assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}\n{explain()}"
-        time.sleep(0.05)
+        time.sleep(pause)

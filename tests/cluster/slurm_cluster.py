@@ -101,7 +101,7 @@ class SlurmCluster:
                 self._run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        wait_for(condition, what, self.release_requeued, lambda: self.command("squeue", "-a"))
+        wait_for(condition, what, self.release_requeued, lambda: self.command("squeue", "-a"), pause=0.2)
 
     def wait_for_end(self, job_id: str) -> str:
         """The final state of a job: COMPLETED, FAILED, CANCELLED, TIMEOUT."""

@@ -11,6 +11,7 @@ from models.flowpp import logistic_mixture
 from models.flowpp.coupling import floored_log_odds
 from models.flowpp.dequantizer import Dequantizer
 from models.flowpp.layers import Convolution, NormalizedConvolution
+from tests.patience import PATIENCE
 from tests.spelling import ActivationNorm, DequantizerSettings, initialize_from_data
 from util.errors import UsageError
 
@@ -80,9 +81,9 @@ def over_ranks(n_ranks: int, work) -> list:
     def run(rank: int) -> None:
         def total(values: torch.Tensor) -> torch.Tensor:
             sums[rank] = values
-            barrier.wait(60)
+            barrier.wait(PATIENCE)
             result = torch.stack(sums).sum(0)
-            barrier.wait(60)
+            barrier.wait(PATIENCE)
             return result
 
         results[rank] = work(rank, total)

@@ -19,7 +19,7 @@ from tests.patience import PATIENCE, wait_for
 ROOT = Path(__file__).parents[2]
 NO_TIME_OUTS = {"rank_timeout": 3600, "node_timeout": 3600, "grace_seconds": 3600}
 """With these, what ends within the patience of a test was noticed, not waited for."""
-SLOW_START = 15
+SLOW_START = 30
 """Seconds for which a rank may be silent while it starts on a slow machine: not the least time-out that is allowed."""
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
 
