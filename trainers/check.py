@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainers.options import LikelihoodOptions, OdeSamplingOptions, TrainingOptions
 from trainers.score_model import likelihood_solver, sampling_solver
 from trainers.system import load
-from trainers.systems import find_system
+from trainers.systems import SYSTEMS, find_system
 from util.config import Config
 from util.data.options import DataOptions
 from util.errors import UsageError
@@ -20,9 +20,14 @@ def check_config(config: Config) -> None:
     Raises:
         UsageError: one line that says which options contradict each other and what to change.
     """
+    run = config[RunOptions]
+    system = find_system(run.system)
+    if run.mode == "train_deq" and not system.has_dequantizer:
+        names = " or ".join(name for name, other in SYSTEMS.items() if other.has_dequantizer)
+        raise UsageError(f"--mode train_deq is for --system {names}; --system {run.system} has no dequantizer")
     _check_data(config)
     _check_solvers(config)
-    load(find_system(config[RunOptions].system).check)(config)
+    load(system.check)(config)
 
 
 def _check_data(config: Config) -> None:

@@ -31,6 +31,7 @@ class System:
         build: (config, distributed) to the ``trainers.method.Method``, its networks on this rank's device.
         learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
         has_likelihood: whether there is a likelihood to evaluate.
+        has_dequantizer: whether ``--mode train_deq`` trains one.
         settle: (config) to a configuration and a text: chooses, on one rank and before ``build``, the snapshots that
             the options leave open beside the model's, and says what of them tells evaluations apart; empty for none.
         importers: by the name of the program, (paths) to the state of a snapshot of its files, which raises UsageError
@@ -44,5 +45,6 @@ class System:
     build: str
     learns_from_data: bool = True
     has_likelihood: bool = True
+    has_dequantizer: bool = False
     settle: str = ""
     importers: Mapping[str, str] = field(default_factory=dict)

@@ -36,21 +36,26 @@ EVALUATION: dict[str, Any] = {
     "eval_fid_samples": 9,
     "testing_batch_size": 3,
     "sampling_batch_size": 3,
-    "likelihood_rtol": 1e-2,
-    "likelihood_atol": 1e-2,
 }
+LIKELIHOOD_BY_ODE = {"likelihood_rtol": 1e-2, "likelihood_atol": 1e-2}
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "scoreflow": {"config": "configs/smoke/scoreflow_subvp.txt", "n_discrete_steps": 21, "bound_n_times": 3},
+    "scoreflow": {
+        "config": "configs/smoke/scoreflow_subvp.txt",
+        "n_discrete_steps": 21,
+        "bound_n_times": 3,
+        **LIKELIHOOD_BY_ODE,
+    },
     "idode": {
         "config": "configs/smoke/idode_sp.txt",
         "second_order": "true",
         "gradient_accumulation": 2,
         "sampling_rtol": 1e-2,
+        **LIKELIHOOD_BY_ODE,
     },
     "ddpm": {"config": "configs/smoke/ddpm.txt", "n_discrete_steps": 4, "bound_n_labels": 5},
     "hsivi": {"config": "configs/smoke/hsivi.txt", "f_learning_times": 3, "eval_likelihood": "false"},
     # Batch norm sees a micro-batch at a time, so one rank has to take the batch of two at once.
-    "indm": {"config": "configs/smoke/indm_vp_nll.txt", "training_batch_size": 8},
+    "indm": {"config": "configs/smoke/indm_vp_nll.txt", "training_batch_size": 8, **LIKELIHOOD_BY_ODE},
 }
 
 

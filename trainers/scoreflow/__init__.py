@@ -8,6 +8,7 @@ from trainers.system import System
 SYSTEM = System(
     summary="likelihood-weighted score models (ScoreFlow) and their Flow++ dequantizer",
     options=(ScoreFlowOptions, DequantizerOptions, DequantizerSettings,), networks={"ncsnpp": NCSNppSettings},
+    has_dequantizer=True,
     check="trainers.scoreflow.dequantizer:check_scoreflow_and_dequantizer",
     build="trainers.scoreflow.dequantizer:build_scoreflow",
     settle="trainers.scoreflow.dequantizer:settle_snapshots",
