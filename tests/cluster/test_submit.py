@@ -47,7 +47,7 @@ def test_preempted_then_cancelled_then_requeued(slurm: SlurmCluster, undisturbed
     step = read_run_file(workdir)["last_snapshot"]["step"]
     waiting = status(slurm, first)
     assert (waiting["state"], waiting["step"], waiting["requeues"]) == ("preempted", step, 1)
-    assert str(waiting["scheduler"]).startswith("PENDING (")
+    assert str(waiting["scheduler"]).startswith("PENDING")
     assert f"requeued at step {step}" in str(waiting["last_error"])
     assert slurm.wait_for_end(urgent) == "COMPLETED"
 
