@@ -30,7 +30,6 @@ class System:
         check: (config), raises UsageError for options that contradict each other, before any work.
         build: (config, distributed) to the ``trainers.method.Method``, its networks on this rank's device.
         learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
-        further_modes: values of ``--mode`` that it has beside train, continue, eval and sample.
         has_likelihood: whether there is a likelihood to evaluate.
         has_dequantizer: whether ``--mode train_deq`` trains one.
         settle: (config) to a configuration and a text: chooses, on one rank and before ``build``, the snapshots that
@@ -46,7 +45,6 @@ class System:
     build: str
     learns_from_data: bool = True
     has_likelihood: bool = True
-    further_modes: Sequence[str] = ()
     has_dequantizer: bool = False
     settle: str = ""
     importers: Mapping[str, str] = field(default_factory=dict)

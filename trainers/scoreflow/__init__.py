@@ -11,7 +11,6 @@ SYSTEM = System(
     has_dequantizer=True,
     check="trainers.scoreflow.dequantizer:check_scoreflow_and_dequantizer",
     build="trainers.scoreflow.dequantizer:build_scoreflow",
-    further_modes=("train_deq",),
     settle="trainers.scoreflow.dequantizer:settle_snapshots",
     importers={
         "scoreflow": "trainers.scoreflow.importer:import_scoreflow",
