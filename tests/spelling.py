@@ -6,6 +6,7 @@ compare with numbers of the public code, check those choices as well.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import diffusion.continuous.latent_sampling as latent_sampling
 import diffusion.continuous.likelihood as likelihood
 import diffusion.continuous.predictor_corrector as chain
 import diffusion.continuous.samplers as samplers
+import diffusion.discrete.bound as discrete_bound
 import diffusion.discrete.hsivi as hierarchy
 import diffusion.discrete.schedule as discrete_schedule
 import diffusion.divergence as divergence
@@ -31,6 +33,9 @@ import models.flowpp.coupling as coupling
 import models.flowpp.initialization as initialization
 import models.flowpp.settings as flowpp
 import models.residual_flow as residual_flow
+import models.residual_flow.posterior as posterior
+import util.data.loader as loader
+import util.data.no_data as no_data
 import util.data.order as order
 from trainers.cld.published import behaviour as of_cld
 from trainers.hsivi.published import behaviour as of_hsivi
@@ -69,12 +74,17 @@ def ode_log_likelihood(process, score, u0, probe, *, start, published_behaviour=
     )
 
 
-def probability_flow(process, score, state, *, published_behaviour=False, on_evaluation=None, **given):
-    solver = _solver(given)
+def probability_flow(
+    process, score, state, *, sampling_eps, denoise, published_behaviour=False, on_evaluation=None, **solver
+):
     dtype = of_cld(published_behaviour).sampling_dtype
-    return samplers.probability_flow(
-        process, score, state, **given, solver=solver, inputs_dtype=dtype, on_evaluation=on_evaluation
-    )
+    end, n_evaluations = samplers.probability_flow(
+        process, score, state, sampling_eps=sampling_eps, solver=_solver(solver), inputs_dtype=dtype,
+        on_evaluation=on_evaluation,
+    )  # fmt: skip
+    if denoise:
+        end = samplers.noise_free_end(process, score, end, sampling_eps)
+    return end, n_evaluations + denoise
 
 
 def _grid(given: dict[str, Any]) -> samplers.StepGrid:
@@ -116,12 +126,12 @@ def dequantization_bound(process, score, x, minus_log_q, draws, *, importance, p
 
 def langevin(process, score, x, t, noises, n_steps, snr, *, published_behaviour=False):
     batch = of_scoreflow(published_behaviour).batch_step_sizes
-    return chain.langevin(process, score, x, t, noises, n_steps, snr, batch)
+    return chain.langevin(process, score, x, t, noises, chain.LangevinSize(n_steps, snr, batch))
 
 
 def annealed_langevin(process, score, x, t, noises, n_steps, snr, *, published_behaviour=False):
     batch = of_scoreflow(published_behaviour).batch_step_sizes
-    return chain.annealed_langevin(process, score, x, t, noises, n_steps, snr, batch)
+    return chain.annealed_langevin(process, score, x, t, noises, chain.LangevinSize(n_steps, snr, batch))
 
 
 CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": None}
@@ -201,8 +211,8 @@ class ActivationNorm(bijections.ActivationNorm):
 
 
 class MixtureCoupling(coupling.MixtureCoupling):
-    def __init__(self, *arguments, published_behaviour=False, **given):
-        super().__init__(*arguments, **given, floored=of_scoreflow(published_behaviour).floored)
+    def __init__(self, shape, *, published_behaviour=False, **given):
+        super().__init__(shape, SimpleNamespace(**given, floored=of_scoreflow(published_behaviour).floored))
 
 
 def DequantizerSettings(*arguments, published_behaviour=False, **given):
@@ -231,3 +241,37 @@ def code_of(layer: torch.nn.Module, normal: torch.Tensor, published_behaviour: b
 
 def batch_indices(seed, step, global_batch_size, length, *, published_behaviour=False):
     return order.batch_indices(seed, step, global_batch_size, length, one_order=published_behaviour)
+
+
+def phi_loss(hierarchy_of, phi, log_gamma, f, teacher, *others):
+    return hierarchy.phi_loss(hierarchy_of, hierarchy.Networks(phi, f, teacher), log_gamma, *others)
+
+
+def diffusion_terms(*arguments, importance, probe=None, second_order_weight=0.0):
+    second_order = None if probe is None else log_snr_bound.SecondOrder(probe, second_order_weight)
+    return log_snr_bound.diffusion_terms(*arguments, importance=importance, second_order=second_order)
+
+
+def discrete_variational_bound(predict_noise, schedule, x, *, normal, uniform, **given):
+    draws = {"normal": normal, "uniform": uniform}
+    return discrete_bound.discrete_variational_bound(
+        predict_noise, schedule, x, draw=lambda kind: draws[kind](), **given
+    )
+
+
+def CodePosterior(in_channels, image_size, *, sum_over_ranks, **settings):
+    return posterior.CodePosterior(in_channels, image_size, SimpleNamespace(**settings), sum_over_ranks)
+
+
+def _share(given: dict[str, Any]) -> loader.Share:
+    names = ("first_step", "total_batch_size", "rank", "world_size", "n_micro_batches")
+    return loader.Share(**{name: given.pop(name) for name in names})
+
+
+def training_batches(dataset, **given):
+    share = _share(given)
+    return loader.training_batches(dataset, share, **given)
+
+
+def positions_without_data(**given):
+    return no_data.positions_without_data(_share(given))

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from evaluators.engine import _Run
-from tests.spelling import batch_indices
-from util.data.loader import training_batches
+from tests.spelling import batch_indices, training_batches
 
 WORLD_SIZES = [1, 2, 3, 7, 64, 512, 1024]
 

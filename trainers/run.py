@@ -24,7 +24,7 @@ from trainers.systems import build_method, find_system
 from util.config import Config
 from util.data.dataset import Dataset, open_dataset, prepare_dataset
 from util.data.inspection import inspect_datasets, kept_contents
-from util.data.loader import MicroBatch, training_batches
+from util.data.loader import MicroBatch, Share, training_batches
 from util.data.no_data import NoData, positions_without_data
 from util.data.options import DataOptions
 from util.distributed import Distributed
@@ -210,23 +210,19 @@ def _batches(
     config: Config, distributed: Distributed, dataset: Dataset, first_step: int
 ) -> Generator[list[MicroBatch], None, None]:
     run, data, training = config[RunOptions], config[DataOptions], config[TrainingOptions]
-    share: dict[str, int] = {
-        "first_step": first_step,
-        "total_batch_size": training.total_batch_size,
-        "rank": distributed.rank,
-        "world_size": distributed.world_size,
-        "n_micro_batches": n_micro_batches(training, distributed.world_size),
-    }
+    world_size = distributed.world_size
+    n_pieces = n_micro_batches(training, world_size)
+    share = Share(first_step, training.total_batch_size, distributed.rank, world_size, n_pieces)
     if not find_system(run.system).learns_from_data:
-        return positions_without_data(**share)
+        return positions_without_data(share)
     return training_batches(
         dataset,
+        share,
         seed=run.seed,
         n_workers=data.n_workers,
         device=distributed.device,
         random_flip=data.random_flip,
         one_order=run.published_behaviour,
-        **share,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from diffusion.continuous.chain import DiscreteProcess
-from diffusion.continuous.predictor_corrector import States, langevin
+from diffusion.continuous.predictor_corrector import LangevinSize, States, langevin
 from diffusion.continuous.process import Process, ScoreFunction
 from diffusion.continuous.reverse import probability_flow_drift
 from diffusion.ode import Solver, solve
@@ -99,7 +99,7 @@ class DenoisedPredictorCorrector:
         snrs: signal-to-noise ratio of the Langevin step at each of the N times; N is at least 2.
         sampling_eps: last time.
         denoise_time: time that the denoising step goes to.
-        batch_step_sizes: as in ``langevin``.
+        batch_step_sizes: as in ``LangevinSize``.
     """
 
     snrs: Sequence[float]
@@ -134,7 +134,7 @@ def denoised_predictor_corrector(
     times = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64, device=x.device)
     for (time, next_time), snr in zip(pairwise(times), settings.snrs, strict=False):
         t, end = time.expand(len(x)), next_time.expand(len(x))
-        x, _ = langevin(process, score, x, t, [normal()], n_steps, snr, settings.batch_step_sizes)
+        x, _ = langevin(process, score, x, t, [normal()], LangevinSize(n_steps, snr, settings.batch_step_sizes))
         x, mean = reverse_step(process, score, x, t, end, normal())
         if on_step is not None:
             on_step(time.item(), mean)

@@ -89,42 +89,55 @@ def langevin_step_sizes(
     return 2 * scale * (snr * noise_norm / score_norm) ** 2
 
 
+@dataclass(frozen=True)
+class LangevinSize:
+    """What sizes of Langevin steps follow from.
+
+    Attributes:
+        n_steps: of the process's chain.
+        snr: ratio of signal to noise.
+        batch_step_sizes: take mean norms of the batch; a sample then depends on those it is drawn with.
+    """
+
+    n_steps: int
+    snr: float
+    batch_step_sizes: bool = False
+
+
 def langevin(
-    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noises: Sequence[Tensor], n_steps: int,
-    snr: float, batch_step_sizes: bool = False,
-) -> States:  # fmt: skip
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noises: Sequence[Tensor], size: LangevinSize
+) -> States:
     """Langevin steps whose sizes follow from the norms of score and noise (Appendix G).
 
     Args:
         noises: standard normals of the shape of x, one for each step.
-        n_steps: of the process's chain.
-        snr: ratio of signal to noise.
-        batch_step_sizes: step sizes from the mean norms of the batch; a sample then depends on those it is drawn with.
+        size: of the steps.
     """
-    scale = process.discrete_step(t, n_steps).langevin_scale
+    scale = process.discrete_step(t, size.n_steps).langevin_scale
     mean = x
     for noise in noises:
         gradient = score(x, t)
-        size = expand(langevin_step_sizes(scale, snr, gradient, noise, of_the_batch=batch_step_sizes), x)
-        mean = x + size * gradient
-        x = mean + (2 * size).sqrt() * noise
+        length = expand(
+            langevin_step_sizes(scale, size.snr, gradient, noise, of_the_batch=size.batch_step_sizes), x
+        )
+        mean = x + length * gradient
+        x = mean + (2 * length).sqrt() * noise
     return x, mean
 
 
 def annealed_langevin(
-    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noises: Sequence[Tensor], n_steps: int,
-    snr: float, _batch_step_sizes: bool = False,
-) -> States:  # fmt: skip
+    process: DiscreteProcess, score: ScoreFunction, x: Tensor, t: Tensor, noises: Sequence[Tensor], size: LangevinSize
+) -> States:
     """Langevin steps of the size 2 alpha (snr std(t))^2, std that of the kernel (Song and Ermon, arXiv 1907.05600).
 
     Arguments as those of ``langevin``.
     """
     deviation = process.kernel_factor(t)[..., 0, 0]
-    size = expand(2 * process.discrete_step(t, n_steps).langevin_scale * (snr * deviation) ** 2, x)
+    length = expand(2 * process.discrete_step(t, size.n_steps).langevin_scale * (size.snr * deviation) ** 2, x)
     mean = x
     for noise in noises:
-        mean = x + size * score(x, t)
-        x = mean + (2 * size).sqrt() * noise
+        mean = x + length * score(x, t)
+        x = mean + (2 * length).sqrt() * noise
     return x, mean
 
 
@@ -157,7 +170,7 @@ class PredictorCorrector:
         n_corrector_steps: Langevin steps at each time.
         sampling_eps: last time.
         denoise: return the last predictor step without its noise; of no effect without a predictor.
-        batch_step_sizes: as in ``langevin``.
+        batch_step_sizes: as in ``LangevinSize``.
         counts_both: count network evaluations as though predictor and corrector were both there.
 
     Raises:
@@ -224,7 +237,7 @@ def predictor_corrector(
         t = time.expand(len(x))
         if correct is not None:
             noises = [normal() for _ in range(settings.n_corrector_steps)]
-            x, _ = correct(process, score, x, t, noises, n_steps, ratio, settings.batch_step_sizes)
+            x, _ = correct(process, score, x, t, noises, LangevinSize(n_steps, ratio, settings.batch_step_sizes))
         mean = x
         if predict is not None:
             x, mean = predict(process, score, x, t, normal(), n_steps)

@@ -79,7 +79,8 @@ def _noise_free_step(
     return state + reverse_drift(process, score(state, 1 - times), state, times) * size
 
 
-def _denoise(
+@torch.no_grad()
+def noise_free_end(
     process: Process, score: ScoreFunction, state: torch.Tensor, sampling_eps: float
 ) -> torch.Tensor:
     """The last Euler-Maruyama step, from tau = 1 - sampling_eps to the data, without its noise."""
@@ -107,7 +108,7 @@ def _fixed_steps(
         state = stages["end"]
         report(index, tau, tau_next - tau, stages)
     if steps.denoise:
-        state = _denoise(process, score, state, steps.sampling_eps)
+        state = noise_free_end(process, score, state, steps.sampling_eps)
         report(n_evaluations - 1, grid[-1], steps.sampling_eps, {"end": state})
     return state, n_evaluations
 
@@ -194,7 +195,6 @@ def probability_flow(
     state: torch.Tensor,
     *,
     sampling_eps: float,
-    denoise: bool,
     solver: Solver,
     inputs_dtype: torch.dtype = torch.float64,
     on_evaluation: Callable[[int, float], None] | None = None,
@@ -227,6 +227,4 @@ def probability_flow(
         solver,
         on_evaluation,
     )
-    if denoise:
-        end = _denoise(process, score, end, sampling_eps)
-    return end, n_evaluations + denoise
+    return end, n_evaluations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -19,8 +20,7 @@ def discrete_variational_bound(
     schedule: DiscreteSchedule,
     x: torch.Tensor,
     *,
-    normal: Callable[[], torch.Tensor],
-    uniform: Callable[[], torch.Tensor],
+    draw: Callable[[Literal["normal", "uniform"]], torch.Tensor],
     variance: str,
     clip: bool,
     n_labels: int | None = None,
@@ -31,8 +31,8 @@ def discrete_variational_bound(
         predict_noise: the network.
         schedule: the whole one.
         x: grey levels on [-1, 1], 2 level / 255 - 1: (B, C, H, W).
-        normal: the next standard-normal tensor of the shape of x; called once for each label that is evaluated.
-        uniform: the next float64 (B,) in [0, 1); called as often, but not for the first label.
+        draw: the next standard-normal tensor of the shape of x ("normal"), once for each label that is evaluated, or
+            the next float64 (B,) in [0, 1) ("uniform"), as often, but not for the first label.
         variance: of the reverse steps, "fixed-small" or "fixed-large".
         clip: clip predicted data to [-1, 1], as the sampler does.
         n_labels: evaluate the sum over labels at one label of each of so many ranges, drawn for each sample and
@@ -49,14 +49,14 @@ def discrete_variational_bound(
     n_ranges = n_steps if n_labels is None else min(n_labels, n_steps)
     for number in range(n_ranges):
         first, end = (1 + n_steps * edge // n_ranges for edge in (number, number + 1))
-        index = first + (uniform() * (end - first)).long()
-        state, data = _denoised(predict_noise, schedule, x, index, normal(), clip)
+        index = first + (draw("uniform") * (end - first)).long()
+        state, data = _denoised(predict_noise, schedule, x, index, draw("normal"), clip)
         difference = posterior_mean(schedule, x, state, index) - posterior_mean(schedule, data, state, index)
         divergence += (end - first) * normal_divergence(
             difference, schedule.posterior_variances[index], variances[index]
         )
     index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    _, data = _denoised(predict_noise, schedule, x, index, normal(), clip)
+    _, data = _denoised(predict_noise, schedule, x, index, draw("normal"), clip)
     terms = {
         "prior": normal_divergence(
             schedule.alphas_bar[-1].sqrt() * x.double(),

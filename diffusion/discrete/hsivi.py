@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -185,12 +186,18 @@ def _weighted_sum(values: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return sigma.double() ** 2 * values.flatten(1).sum(1, dtype=torch.float64)
 
 
+class Networks(NamedTuple):
+    """The three networks as they are called."""
+
+    phi: Network
+    f: Network
+    teacher: Network
+
+
 def phi_loss(
     hierarchy: Hierarchy,
-    phi: Network,
+    networks: Networks,
     log_gamma: torch.Tensor,
-    f: Network,
-    teacher: Network,
     start: torch.Tensor,
     depths: torch.Tensor,
     layer_noise: torch.Tensor,
@@ -209,6 +216,7 @@ def phi_loss(
         layer_noise: of the trained layer, shape of ``start``.
         normal: of the layers before, as ``roll_out``.
     """
+    phi, f, teacher = networks
     state = states_at(hierarchy, phi, log_gamma, start, depths - 1, normal)
     index = (hierarchy.n_layers - depths).to(start.device)
     transition = apply_layer(hierarchy, phi, log_gamma, state, index, layer_noise)

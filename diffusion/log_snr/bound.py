@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -62,6 +63,19 @@ def loss_weight(
     return weight * (schedule.gamma_max - schedule.gamma_min)
 
 
+@dataclass(frozen=True)
+class SecondOrder:
+    """The second-order objective of ``diffusion_terms``.
+
+    Attributes:
+        probe: signs, shape of the data, that estimate tr J.
+        weight: of the objective beside the bound.
+    """
+
+    probe: torch.Tensor
+    weight: float
+
+
 def diffusion_terms(
     schedule: LogSnrSchedule,
     parameterisation: Parameterisation,
@@ -71,16 +85,15 @@ def diffusion_terms(
     noise: torch.Tensor,
     *,
     importance: bool,
-    probe: torch.Tensor | None = None,
-    second_order_weight: float = 0.0,
+    second_order: SecondOrder | None = None,
 ) -> dict[str, torch.Tensor]:
     """The diffusion term of the bound at one gamma for each sample, and the second-order objective.
 
     The second-order objective bounds the error of the divergence by which the ODE's likelihood changes (arXiv
     2305.03935, Section 4.3). With D the dimension, e the squared error, J the Jacobian of the velocity, s the
     schedule's velocity scale and k its state share it is
-    second_order_weight weight r^2 / D, r = sigma tr J - D (1 - k sigma) / (s alpha) + s alpha e, where e is a constant
-    to the gradient.
+    w weight r^2 / D with w its own weight, r = sigma tr J - D (1 - k sigma) / (s alpha) + s alpha e, where e is a
+    constant to the gradient.
 
     Args:
         x: data (B, C, ...).
@@ -88,7 +101,7 @@ def diffusion_terms(
         noise: standard normal, shape of x, in the dtype in which ``predict`` is called.
         importance: gamma of density proportional to alpha^2 instead of uniform; for a velocity the weight is then a
             constant.
-        probe: signs, shape of x, that estimate tr J; None leaves the second-order objective out. For a velocity only.
+        second_order: for a velocity only; None leaves the second-order objective out.
 
     Returns:
         "diffusion" and, with a probe, "second_order". Values that are not finite are passed on. Where gradients
@@ -97,6 +110,7 @@ def diffusion_terms(
     Raises:
         ValueError: a probe without a velocity.
     """
+    probe = second_order.probe if second_order is not None else None
     if probe is not None and not isinstance(parameterisation, VelocityPrediction):
         raise ValueError("the second-order objective is for networks that predict a velocity")
     gamma = (importance_gammas if importance else uniform_gammas)(schedule, t)
@@ -111,7 +125,7 @@ def diffusion_terms(
     target = parameterisation.target(schedule, z.detach(), noise, gamma)
     squared_error = (target - prediction).flatten(1).square().sum(1, dtype=torch.float64)
     terms = {"diffusion": weight * squared_error}
-    if probe is not None:
+    if second_order is not None and probe is not None:
         (product,) = torch.autograd.grad(prediction, z, probe.to(prediction.dtype), create_graph=in_training)
         trace = (product * probe).flatten(1).sum(1, dtype=torch.float64)
         n_dimensions = x[0].numel()
@@ -120,5 +134,5 @@ def diffusion_terms(
             - n_dimensions * schedule.isotropic_divergence(gamma)
             + schedule.velocity_scale * alpha * squared_error.detach()
         )
-        terms["second_order"] = second_order_weight * weight * residual.square() / n_dimensions
+        terms["second_order"] = second_order.weight * weight * residual.square() / n_dimensions
     return terms

@@ -1,6 +1,6 @@
 """Flow matching (Lipman et al., arXiv 2210.02747) as a system that Scorefleet has never heard of.
 
-    python main.py --system flow_matching:SYSTEM -cc digits.txt --workdir work_dir/flow
+    python main.py --system flow_matching:SYSTEM -cc flow_matching_digits.txt --workdir work_dir/flow
 
 x_t = (1 - t) noise + t data moves with the velocity data - noise; a network learns its mean given x_t, and the ordinary
 differential equation dx/dt = v(x, t) takes noise at t = 0 to data at t = 1.

@@ -8,6 +8,7 @@ from torch import nn
 from models.flowpp import logistic_mixture
 from models.flowpp.bijections import floored_logit, per_sample
 from models.flowpp.layers import SECOND_LAYER_SCALE, MixedBlock, concat_elu, convolution, position_embedding
+from models.flowpp.settings import DequantizerSettings
 
 SMALLEST_LOG_SCALE = -7.0
 
@@ -17,35 +18,27 @@ class MixtureCoupling(nn.Module):
 
     Args:
         shape: (C, H, W) of each half.
-        n_filters: width of the network.
-        n_blocks: its blocks.
-        n_components: logistics in each mixture.
-        n_heads: attention heads.
-        context_channels: channels of the context.
-        weight_norm: weight normalisation, and a non-linearity before the last convolution.
-        floored: as ``models.flowpp.bijections.floored_logit``.
+        settings: of the dequantizer; ``weight_norm`` puts a non-linearity before the last convolution, and ``floored``
+            is as in ``models.flowpp.bijections.floored_logit``.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
-        n_filters: int,
-        n_blocks: int,
-        n_components: int,
-        n_heads: int,
-        context_channels: int,
-        weight_norm: bool,
-        floored: bool = False,
+        settings: DequantizerSettings,
     ) -> None:
         super().__init__()
         channels, height, width = shape
+        n_filters, weight_norm = settings.n_filters, settings.weight_norm
+        n_components = settings.n_components
         self.n_components = n_components
         self.weight_norm = weight_norm
-        self.floored = floored
+        self.floored = settings.floored
         self.input = convolution(channels, n_filters, weight_norm)
         self.position_embedding = position_embedding(n_filters, height, width)
         self.blocks = nn.ModuleList(
-            MixedBlock(n_filters, n_heads, weight_norm, context_channels) for _ in range(n_blocks)
+            MixedBlock(n_filters, settings.n_heads, weight_norm, settings.context_channels)
+            for _ in range(settings.n_blocks)
         )
         in_channels = n_filters * (2 if weight_norm else 1)
         out_channels = channels * (2 + 3 * n_components)

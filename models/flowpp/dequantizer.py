@@ -27,16 +27,7 @@ class FlowStep(nn.Module):
         plain = settings.architecture == "cifar10"
         self.norms = nn.ModuleList(ActivationNorm(shape, settings.floored) for _ in range(2))
         self.pointwise = nn.ModuleList(PointwiseMap(shape[0]) for _ in range(2 if plain else 0))
-        self.coupling = MixtureCoupling(
-            shape,
-            n_filters=settings.n_filters,
-            n_blocks=settings.n_blocks,
-            n_components=settings.n_components,
-            n_heads=settings.n_heads,
-            context_channels=settings.context_channels,
-            weight_norm=not plain,
-            floored=settings.floored,
-        )
+        self.coupling = MixtureCoupling(shape, settings)
 
     def _maps(self) -> list[tuple[Any, Any]]:
         """The maps of the first and of the second half, in their order."""

@@ -64,3 +64,8 @@ class DequantizerSettings:
                 f"dequantizer_context_channels {self.context_channels} cannot be shared among {self.n_context_heads} "
                 "heads; use a multiple of that"
             )
+
+    @property
+    def weight_norm(self) -> bool:
+        """Whether convolutions have weight normalisation."""
+        return self.architecture == "imagenet32"

@@ -66,16 +66,7 @@ class InvertibleFlow(nn.Module):
         # Nothing but the names: these nested modules are called one by one, from the lists.
         transforms = nn.ModuleList(nn.ModuleDict({"chain": nn.ModuleList(chain)}) for chain in self._scales)
         self.generator = nn.ModuleDict({"flow": nn.ModuleDict({"transforms": transforms})})
-        self.discriminator = CodePosterior(
-            channels,
-            height,
-            encoder_planes=settings.encoder_planes,
-            encoder_out_planes=settings.encoder_out_planes,
-            code_size=settings.code_size,
-            prior_hidden_size=settings.prior_hidden_size,
-            n_prior_steps=settings.n_prior_steps,
-            sum_over_ranks=sum_over_ranks,
-        )
+        self.discriminator = CodePosterior(channels, height, settings, sum_over_ranks)
 
     @property
     def code_size(self) -> int:

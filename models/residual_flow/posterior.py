@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from models.flow_settings import FlowSettings
 from models.residual_flow.batch_norm import SumOverRanks
 from models.residual_flow.encoder import Encoder, n_features
 from models.residual_flow.prior import PriorFlow
@@ -18,28 +19,22 @@ class CodePosterior(nn.Module):
 
     Args:
         in_channels, image_size: of what the encoder sees.
-        encoder_planes, encoder_out_planes, sum_over_ranks: as in Encoder.
-        code_size: entries of h.
-        prior_hidden_size, n_prior_steps: as in PriorFlow.
+        settings: of the flow; those of encoder, code and prior count.
+        sum_over_ranks: as in Encoder.
     """
 
     def __init__(
         self,
         in_channels: int,
         image_size: int,
-        *,
-        encoder_planes: tuple[int, ...],
-        encoder_out_planes: int,
-        code_size: int,
-        prior_hidden_size: int,
-        n_prior_steps: int,
+        settings: FlowSettings,
         sum_over_ranks: SumOverRanks,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, encoder_planes, encoder_out_planes, sum_over_ranks)
-        features = n_features(image_size, len(encoder_planes), encoder_out_planes)
-        self.fc = WeightNormalizedLinear(features, 2 * code_size)
-        self.prior = PriorFlow(code_size, prior_hidden_size, n_prior_steps)
+        planes, out_planes = settings.encoder_planes, settings.encoder_out_planes
+        self.encoder = Encoder(in_channels, planes, out_planes, sum_over_ranks)
+        self.fc = WeightNormalizedLinear(n_features(image_size, len(planes), out_planes), 2 * settings.code_size)
+        self.prior = PriorFlow(settings.code_size, settings.prior_hidden_size, settings.n_prior_steps)
 
     def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance of q(h | x), (B, code_size) each, for x (B, C, H, W)."""

@@ -17,11 +17,10 @@ import torch
 from PIL import Image
 
 from tests.patience import PATIENCE, wait_for
-from tests.spelling import batch_indices
+from tests.spelling import batch_indices, training_batches
 from util.data import loader
 from util.data.dataset import open_dataset
 from util.data.image_array import ImageArray
-from util.data.loader import training_batches
 from util.errors import RunFailed, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +211,7 @@ def test_flips_of_points_are_refused_at_once():
 HAND_OVER = """
 import sys, time, torch
 from util.data.image_array import ImageArray
-from util.data.loader import training_batches
+from tests.spelling import training_batches
 from util.errors import RunFailed
 dataset = ImageArray("large", torch.zeros(8, 3, 256, 256, dtype=torch.uint8))
 source = training_batches(dataset, seed=0, first_step=0, total_batch_size=8, rank=0, world_size=1,
@@ -285,7 +284,7 @@ def test_what_else_keeps_a_batch_from_being_taken(error, words):
 SCRIPT = """
 import sys, torch, psutil
 from util.data.dataset import open_dataset
-from util.data.loader import training_batches
+from tests.spelling import training_batches
 dataset = open_dataset("digits", "train", "", 8, 1, 0)
 source = training_batches(dataset, seed=0, first_step=0, total_batch_size=8, rank=0, world_size=1,
     n_micro_batches=1, n_workers=2, device=torch.device("cpu"), random_flip=True)

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from diffusion.discrete.bound import discrete_variational_bound as variational_bound
 from diffusion.discrete.bound import grey_level_log_probability, normal_divergence
 from diffusion.discrete.ddim import ancestral_sampling as ancestral
 from diffusion.discrete.ddim import ddim
 from diffusion.discrete.ddpm import VARIANCES, noise_prediction_loss, noised, posterior_mean, reverse_variances
 from diffusion.discrete.schedule import LARGEST_COSINE_BETA, choose_labels, cosine_betas, teacher_labels
+from tests.spelling import discrete_variational_bound as variational_bound
 from tests.spelling import make_schedule
 from util.errors import UsageError
 from util.noise import Noise

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion.log_snr.bound import diffusion_terms, prior_term
+from diffusion.log_snr.bound import prior_term
 from diffusion.log_snr.dequantization import Dequantized, dequantize_within_levels, truncated_normal, truncation
 from diffusion.log_snr.levels import level_log_probabilities
 from diffusion.log_snr.likelihood import ode_drift
@@ -16,6 +16,7 @@ from tests.spelling import (
     decode,
     dequantize_uniformly,
     dequantize_variationally,
+    diffusion_terms,
     importance_weighted_terms,
     integrate_with_divergence,
     ode_likelihood_terms,

@@ -11,14 +11,13 @@ from diffusion.discrete.hsivi import (
     apply_layer,
     f_loss,
     make_hierarchy,
-    phi_loss,
     roll_out,
     sampling_layers,
     states_at,
 )
 from diffusion.discrete.schedule import choose_labels
 from tests.golden.hsivi_setup import StandIn
-from tests.spelling import make_schedule, mirror
+from tests.spelling import make_schedule, mirror, phi_loss
 from util.errors import UsageError
 from util.noise import Noise
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.discrete.hsivi import f_loss, phi_loss, roll_out, states_at
+from diffusion.discrete.hsivi import f_loss, roll_out, states_at
 from tests.golden.hsivi_setup import StandIn, close, recorded_hierarchy
 from tests.golden.vectors import load
-from tests.spelling import mirror
+from tests.spelling import mirror, phi_loss
 
 ARRAYS = load("hsivi", "losses")
 CASES = sorted({key.split("/")[0] for key in ARRAYS if key.startswith("case")})

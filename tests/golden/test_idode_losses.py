@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
-from diffusion.log_snr.bound import diffusion_terms, loss_weight, prior_term
+from diffusion.log_snr.bound import loss_weight, prior_term
 from diffusion.log_snr.levels import level_log_probabilities
 from diffusion.log_snr.schedule import end_point
 from diffusion.tensors import expand
@@ -22,7 +22,7 @@ from tests.golden.idode_setup import (
     parameterisation,
 )
 from tests.golden.vectors import load
-from tests.spelling import decode, reconstruction_term
+from tests.spelling import decode, diffusion_terms, reconstruction_term
 
 DECODER_TOLERANCE = {"f32": 5e-4, "f64": 1e-9}
 SCALE = PixelScale()

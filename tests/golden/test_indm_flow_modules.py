@@ -10,13 +10,13 @@ from models.residual_flow.batch_norm import on_one_rank
 from models.residual_flow.branch import sine
 from models.residual_flow.lipschitz import LipschitzConvolution
 from models.residual_flow.log_determinant import roulette_weights
-from models.residual_flow.posterior import CodePosterior, posterior_log_density
+from models.residual_flow.posterior import posterior_log_density
 from models.residual_flow.prior import ActNorm, AffineCoupling, InvertibleLinear, PriorFlow
 from models.residual_flow.residual_block import ResidualBlock
 from models.residual_flow.squeeze import squeeze, unsqueeze
 from models.residual_flow.weight_normalized import WeightNormalizedLinear
 from tests.golden import vectors
-from tests.spelling import InverseSettings, code_of
+from tests.spelling import CodePosterior, InverseSettings, code_of
 
 PUBLISHED = InverseSettings(published_behaviour=True)
 

@@ -14,6 +14,7 @@ from evaluators.settings import check_evaluation
 from main import parse_config
 from models.log_gamma import LOG_GAMMA
 from tests.configuration import configured
+from tests.spelling import positions_without_data, training_batches
 from tests.trainers.steps import take_step
 from tests.util.hsivi_checkpoint import published
 from trainers.ddpm.method import NoisePrediction
@@ -23,8 +24,8 @@ from trainers.hsivi.options import HsiviOptions
 from trainers.systems import SYSTEMS
 from util.config import Config
 from util.data.digits import open_digits
-from util.data.loader import MicroBatch, training_batches
-from util.data.no_data import NoData, positions_without_data
+from util.data.loader import MicroBatch
+from util.data.no_data import NoData
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise

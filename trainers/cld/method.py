@@ -14,7 +14,7 @@ from diffusion.continuous.losses import score_matching_loss
 from diffusion.continuous.prior import prior_sample
 from diffusion.continuous.process import Process, initial_state, state_shape
 from diffusion.continuous.processes import make_process
-from diffusion.continuous.samplers import StepGrid, euler_maruyama, probability_flow, sscs
+from diffusion.continuous.samplers import StepGrid, euler_maruyama, noise_free_end, probability_flow, sscs
 from diffusion.continuous.score import make_score
 from diffusion.model import LogLikelihood, Samples, go_on, total
 from trainers.cld.options import CldOptions
@@ -118,10 +118,13 @@ class ScoreMatching(OneNetwork):
         with self.updater.averaged():
             if options.sampling_method == "ode":
                 state, n_evaluations = probability_flow(
-                    *model, sampling_eps=options.sampling_eps, denoise=options.denoising,
-                    solver=sampling_solver(options), inputs_dtype=self.behaviour.sampling_dtype,
+                    *model, sampling_eps=options.sampling_eps, solver=sampling_solver(options),
+                    inputs_dtype=self.behaviour.sampling_dtype,
                     on_evaluation=lambda _number, _time: self.heed(),
                 )  # fmt: skip
+                if options.denoising:
+                    state = noise_free_end(self.process, self.precisions.sampling, state, options.sampling_eps)
+                    n_evaluations += 1
             else:
                 take_steps = euler_maruyama if options.sampling_method == "em" else self._sscs
                 state, n_evaluations = take_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -129,13 +130,17 @@ class NoisePrediction(OneNetwork):
     def nelbo(self, batch: torch.Tensor, noise: Noise) -> LogLikelihood:
         """The variational bound on the grey levels, for ancestral sampling over all steps."""
         discrete = self.config[DdpmOptions]
+
+        def draw(kind: Literal["normal", "uniform"]) -> torch.Tensor:
+            self.heed()
+            return noise.normal(*self.data_shape) if kind == "normal" else noise.uniform(dtype=torch.float64)
+
         with self.updater.averaged():
             nats, n_evaluations = discrete_variational_bound(
                 self.precisions.exact,
                 self.schedule,
                 _on_interval(batch),
-                normal=lambda: noise.normal(*self.data_shape),
-                uniform=lambda: noise.uniform(dtype=torch.float64),
+                draw=draw,
                 variance=discrete.model_var_type,
                 clip=discrete.clip_denoised,
                 n_labels=discrete.bound_n_labels or None,

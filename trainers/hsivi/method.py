@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from diffusion.bits import PixelScale
 from diffusion.discrete.hsivi import (
     Hierarchy,
     Network,
+    Networks,
     Transition,
     f_loss,
     log_gamma_shape,
@@ -127,14 +127,6 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         network.requires_grad_(True)
 
 
-class _Networks(NamedTuple):
-    """The three networks as they are called, in mixed precision or not."""
-
-    phi: Network
-    f: Network
-    teacher: Network
-
-
 class HierarchicalMatching:
     """The ``hsivi`` system; see ``trainers.method.Method``."""
 
@@ -168,8 +160,8 @@ class HierarchicalMatching:
         )
         self.heed: Callable[[], None] = go_on
         networks = (self.phi, self.f, self.teacher)
-        self._training = _Networks(*(self._called(network, training=True) for network in networks))
-        self._evaluating = _Networks(*(self._called(network, training=False) for network in networks))
+        self._training = Networks(*(self._called(network, training=True) for network in networks))
+        self._evaluating = Networks(*(self._called(network, training=False) for network in networks))
 
     def _make_updater(self, network: nn.Module, learning_rate: float) -> Updater:
         optimization, options = self.config[OptimizationOptions], self.config[HsiviOptions]
@@ -268,12 +260,11 @@ class HierarchicalMatching:
 
     def _phi_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The loss of the sampler phi for each chain, (B,)."""
-        phi, f, teacher = self._training
         start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
         depths = self._depths("phi", batch.positions, 1)[:, 0]
         layer_noise = noise.normal(*self.data_shape)
         with _frozen(self.f):
-            return phi_loss(self.hierarchy, phi, self.log_gamma, f, teacher, start, depths, layer_noise, normal)
+            return phi_loss(self.hierarchy, self._training, self.log_gamma, start, depths, layer_noise, normal)
 
     def _f_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The loss of the score network f for each chain, (B,)."""
@@ -295,12 +286,11 @@ class HierarchicalMatching:
         """The phi loss of fresh chains, float64 (B,): an estimate of the distance to the teacher. Of the batch only
         the length counts."""
         assert len(batch) == len(noise)
-        phi, f, teacher = self._evaluating
         depths = 1 + noise.integers(self.hierarchy.n_layers).cpu()
         start, layer_noise = noise.normal(*self.data_shape), noise.normal(*self.data_shape)
         with self._sampling_weights(), torch.no_grad():
             return phi_loss(
-                self.hierarchy, phi, self.log_gamma, f, teacher, start, depths, layer_noise,
+                self.hierarchy, self._evaluating, self.log_gamma, start, depths, layer_noise,
                 partial(noise.normal, *self.data_shape),
             )  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion.bits import PixelScale, in_bits_per_dimension
 from diffusion.importance_weighted import importance_weighted_terms
-from diffusion.log_snr.bound import diffusion_terms, prior_term, reconstruction_term
+from diffusion.log_snr.bound import SecondOrder, diffusion_terms, prior_term, reconstruction_term
 from diffusion.log_snr.dequantization import (
     UNIFORM_START_GAMMA,
     Dequantized,
@@ -159,8 +159,7 @@ class DiffusionOde:
             t,
             noise.normal(*shape),
             importance=self.config[IdodeOptions].importance_sampling,
-            probe=noise.rademacher(*shape) if second_order else None,
-            second_order_weight=options.second_order_weight,
+            second_order=SecondOrder(noise.rademacher(*shape), options.second_order_weight) if second_order else None,
         )
         return in_bits_per_dimension(terms, x[0].numel(), None)
 

@@ -303,7 +303,7 @@ class JointDiffusion:
             if states is not None:
                 states += probability_flow_path(self.process, score, state, N_FRAMES, options.sampling_eps, solver)
             latents, n_evaluations = probability_flow(
-                self.process, score, state, sampling_eps=options.sampling_eps, denoise=False, solver=solver,
+                self.process, score, state, sampling_eps=options.sampling_eps, solver=solver,
                 inputs_dtype=self.behaviour.sampling_dtype, on_evaluation=lambda _number, _time: self.heed(),
             )  # fmt: skip
             if options.denoising:

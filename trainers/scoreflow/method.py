@@ -161,7 +161,7 @@ class ScoreFlow(OneNetwork):
                 )  # fmt: skip
             else:
                 state, n_evaluations = probability_flow(
-                    self.process, score, prior, sampling_eps=options.sampling_eps, denoise=False,
+                    self.process, score, prior, sampling_eps=options.sampling_eps,
                     solver=sampling_solver(options), on_evaluation=lambda _number, _time: self.heed(),
                 )  # fmt: skip
                 if options.denoising:

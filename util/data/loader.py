@@ -109,21 +109,53 @@ def _next_from_workers(source: Iterator[Any]) -> Any:
     return batch
 
 
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of each global batch.
+
+    Attributes:
+        first_step: number of the first batch, the count of steps already done.
+        total_batch_size: samples in a step over all ranks.
+        rank: which consecutive slice of the global batch.
+        world_size: number of slices.
+        n_micro_batches: pieces that the slice is cut into.
+
+    Raises:
+        UsageError: a total batch that cannot be cut so.
+    """
+
+    first_step: int
+    total_batch_size: int
+    rank: int
+    world_size: int
+    n_micro_batches: int
+
+    def __post_init__(self) -> None:
+        n_pieces = self.world_size * self.n_micro_batches
+        if self.total_batch_size % n_pieces != 0 or self.total_batch_size < 1:
+            raise UsageError(
+                f"a total batch size of {self.total_batch_size} cannot be cut into {self.world_size} ranks with"
+                f" {self.n_micro_batches} micro batches each: make it a multiple of {n_pieces}"
+            )
+
+    def positions(self, step: int) -> list[np.ndarray]:
+        """Places of the samples of each micro-batch of a step, counted over the whole run; int64 (B,) each."""
+        size = self.total_batch_size // (self.world_size * self.n_micro_batches)
+        first = step * self.total_batch_size + self.rank * self.n_micro_batches * size
+        return [first + np.arange(piece * size, (piece + 1) * size) for piece in range(self.n_micro_batches)]
+
+
 def training_batches(
     dataset: Dataset,
+    share: Share,
     *,
     seed: int,
-    first_step: int,
-    total_batch_size: int,
-    rank: int,
-    world_size: int,
-    n_micro_batches: int,
     n_workers: int,
     device: torch.device,
     random_flip: bool,
     one_order: bool = False,
 ) -> Generator[list[MicroBatch], None, None]:
-    """This rank's share of each global batch from ``first_step`` on, without end.
+    """This rank's share of each global batch, without end.
 
     Batches depend on (seed, step) alone: not on the number of workers, nor on where the run was resumed; the
     micro batches of all ranks in rank order, laid end to end, are the global batch. ``close()`` on the result
@@ -131,12 +163,8 @@ def training_batches(
 
     Args:
         dataset: what to read.
+        share: which part of which batches.
         seed: the run's seed.
-        first_step: number of the first batch, the count of steps already done.
-        total_batch_size: samples in a step over all ranks; a multiple of ``world_size * n_micro_batches``.
-        rank: which consecutive slice of the global batch to read.
-        world_size: number of slices.
-        n_micro_batches: pieces that the slice is cut into.
         n_workers: processes that read ahead; 0 reads in this one.
         device: where batches are put.
         random_flip: mirror each image left to right with probability 1/2, drawn by (seed, position).
@@ -146,23 +174,15 @@ def training_batches(
         UsageError: at once for sizes that do not divide or flips of points; while reading, for damaged files.
         RunFailed: a worker process died, or cannot hand over what it has read.
     """
-    if total_batch_size % (world_size * n_micro_batches) != 0 or total_batch_size < 1:
-        raise UsageError(
-            f"a total batch size of {total_batch_size} cannot be cut into {world_size} ranks with"
-            f" {n_micro_batches} micro batches each: make it a multiple of {world_size * n_micro_batches}"
-        )
     if random_flip and not dataset.is_image:
         raise UsageError(f"random_flip is for images and data set {dataset.name} holds points: switch it off")
-    size = total_batch_size // (world_size * n_micro_batches)
-
     def places() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for step in itertools.count(first_step):
+        for step in itertools.count(share.first_step):
             indices = batch_indices(
-                seed, step, total_batch_size, dataset.length, one_order=one_order
+                seed, step, share.total_batch_size, dataset.length, one_order=one_order
             )
-            for piece in range(rank * n_micro_batches, (rank + 1) * n_micro_batches):
-                place = slice(piece * size, (piece + 1) * size)
-                yield step * total_batch_size + np.arange(place.start, place.stop), indices[place]
+            for positions in share.positions(step):
+                yield positions, indices[positions - step * share.total_batch_size]
 
     reader = _MicroBatchReader(dataset, seed, random_flip)
 
@@ -175,7 +195,7 @@ def training_batches(
         try:
             while True:
                 batch = []
-                for _ in range(n_micro_batches):
+                for _ in range(share.n_micro_batches):
                     read = _next_from_workers(source) if n_workers > 0 else next(source)
                     if isinstance(read, str):
                         raise UsageError(read)

@@ -8,7 +8,7 @@ from collections.abc import Generator
 import numpy as np
 import torch
 
-from util.data.loader import MicroBatch
+from util.data.loader import MicroBatch, Share
 
 
 class NoData:
@@ -25,15 +25,11 @@ class NoData:
         return torch.zeros((len(indices), *self.shape), dtype=torch.uint8)
 
 
-def positions_without_data(
-    *, first_step: int, total_batch_size: int, rank: int, world_size: int, n_micro_batches: int
-) -> Generator[list[MicroBatch], None, None]:
+def positions_without_data(share: Share) -> Generator[list[MicroBatch], None, None]:
     """This rank's share of each global batch, as ``util.data.loader.training_batches`` cuts it, without any data.
 
     ``data`` is empty, and positions stay on the CPU: what is decided with them need not wait for a device.
     """
-    size = total_batch_size // (world_size * n_micro_batches)
-    for step in itertools.count(first_step):
-        first = step * total_batch_size + rank * n_micro_batches * size
-        pieces = torch.arange(first, first + n_micro_batches * size).split(size)
-        yield [MicroBatch(torch.empty(size, 0), positions) for positions in pieces]
+    for step in itertools.count(share.first_step):
+        pieces = [torch.from_numpy(positions) for positions in share.positions(step)]
+        yield [MicroBatch(torch.empty(len(positions), 0), positions) for positions in pieces]
