@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,7 @@ from util.foreign_checkpoint import (
     read_foreign,
     snapshot_state,
 )
-from util.named_shapes import shapes
-
-Shapes = dict[str, tuple[int, ...]]
+from util.named_shapes import Shapes, shapes
 
 
 def import_ddpm_torch(sources: Sequence[Path]) -> dict[str, Any]:
@@ -36,19 +33,21 @@ def import_ddpm_torch(sources: Sequence[Path]) -> dict[str, Any]:
     ``num_updates``) among others that are left behind. Names may have the prefix ``module.`` of data-parallel
     training. A flat file gives weights and averages, since published ones hold averages.
     """
-    return _import_unet(sources, "ddpm-torch", lambda found: DDPMUNet(ddpm_unet_settings(found)))
+    path = one_source(sources)
+    return convert_unet(read_foreign(path), path, "ddpm-torch")
 
 
 def import_improved_diffusion(sources: Sequence[Path]) -> dict[str, Any]:
     """A snapshot of a checkpoint of improved-diffusion, unconditional. As ``import_ddpm_torch``."""
-    return _import_unet(sources, "improved-diffusion", lambda found: ImprovedUNet(improved_unet_settings(found)))
-
-
-def _import_unet(sources: Sequence[Path], program: str, make: Callable[[Shapes], nn.Module]) -> dict[str, Any]:
     path = one_source(sources)
-    checkpoint, source = read_foreign(path), str(path)
+    return convert_unet(read_foreign(path), path, "improved-diffusion")
+
+
+def convert_unet(checkpoint: Any, path: Path, program: str = "") -> dict[str, Any]:
+    """As ``import_ddpm_torch``, of a checkpoint that is loaded already; without ``program`` it may be of either."""
+    source = str(path)
     if not isinstance(checkpoint, Mapping):
-        raise UsageError(f"{source}: a {type(checkpoint).__name__}, not a state_dict of {program}")
+        raise UsageError(f"{source}: a {type(checkpoint).__name__}, not a state_dict of {program or 'a U-Net'}")
     if "whole_model" in checkpoint:
         raise UsageError(f"{source}: this is a checkpoint of HSIVI; import it with hsivi")
     average = checkpoint.get("ema")
@@ -65,16 +64,26 @@ def _import_unet(sources: Sequence[Path], program: str, make: Callable[[Shapes],
     if shadow is None:
         shadow = network
     for where, tensors in (("model", network), ("ema shadow", shadow)):
-        found = shapes(tensors)
-        other = _other_program(found, program)
-        if other:
-            command = other.replace("-", "_")
-            raise UsageError(f"{source}: a network of {other}, not of {program}; import it with {command}")
-        check_network(partial(make, found), found, f"{source}: {where}", program)
+        check_unet(tensors, f"{source}: {where}", program)
         for name, tensor in tensors.items():
             check_tensor(tensor, f"{source}: {where} {name}")
     ema = {"decay": decay, "n_updates": n_updates, "shadow": own_storage(shadow)}
     return snapshot_state("ddpm", path, n_updates, {"noise": own_storage(network)}, {"noise": ema})
+
+
+def check_unet(tensors: Mapping[str, torch.Tensor], where: str, program: str = "") -> None:
+    """Raise UsageError unless it is a whole network of ``program``, or of the one that its names are of."""
+    by_names = program_of(tensors)
+    if program and by_names and by_names != program:
+        command = by_names.replace("-", "_")
+        raise UsageError(f"{where}: a network of {by_names}, not of {program}; import it with {command}")
+    program, found = by_names or program or next(iter(PROGRAMS)), shapes(tensors)
+    check_network(lambda: PROGRAMS[program][1](found), found, where, program)
+
+
+def program_of(names: Container[str]) -> str:
+    """The program that names of a state_dict are of; empty where they are of none."""
+    return next((program for program, (sign, _) in PROGRAMS.items() if sign in names), "")
 
 
 def _tensors(mapping: Any, where: str) -> dict[str, torch.Tensor]:
@@ -86,12 +95,6 @@ def _tensors(mapping: Any, where: str) -> dict[str, torch.Tensor]:
             raise UsageError(f"{where}: entry '{name}' is a {type(tensor).__name__}, not a tensor")
     prefixed = bool(mapping) and all(str(name).startswith("module.") for name in mapping)
     return {str(name).removeprefix("module.") if prefixed else str(name): mapping[name] for name in mapping}
-
-
-def _other_program(found: Shapes, program: str) -> str:
-    """The other program where the names are its, else nothing."""
-    signs = {"ddpm-torch": "in_conv.weight", "improved-diffusion": "input_blocks.0.0.weight"}
-    return next((name for name, sign in signs.items() if name != program and sign in found), "")
 
 
 def ddpm_unet_settings(found: Shapes) -> DDPMUNetSettings:
@@ -145,3 +148,10 @@ def _common(n: int, image_channels: int, attended: list[bool], widths: list[int]
         "attn_resolutions": tuple(size >> level for level, has in enumerate(attended) if has),
         "n_groups": 1,
     }
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[Shapes], nn.Module]]] = {
+    "ddpm-torch": ("in_conv.weight", lambda found: DDPMUNet(ddpm_unet_settings(found))),
+    "improved-diffusion": ("input_blocks.0.0.weight", lambda found: ImprovedUNet(improved_unet_settings(found))),
+}
+"""By program, a name that only its networks have, and what builds the network that shapes describe."""

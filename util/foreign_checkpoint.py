@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from util.errors import UsageError
-from util.named_shapes import describe_difference, shapes
+from util.named_shapes import Shapes, describe_difference, shapes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_foreign(path: Path) -> Any:
@@ -75,42 +77,104 @@ def check_tensor(tensor: Any, where: str) -> None:
         raise UsageError(f"{where}: holds values that are not finite; use an earlier checkpoint")
 
 
-def check_network(
-    make: Callable[[], nn.Module], found: Mapping[str, tuple[int, ...]], where: str, kind: str
-) -> list[str]:
-    """Check names and shapes against those of a real network, which is built without memory for its weights.
+def real_network(make: Callable[[], Network], where: str, kind: str) -> Network:
+    """The network that a file's shapes describe, its parameters without values and memory.
 
     Args:
-        make: the network that the shapes describe; KeyError and IndexError say that they describe none.
-        found: names and shapes of the file.
+        make: builds it; KeyError, IndexError and the like say that the shapes describe none.
         where: the part of the file, for messages.
         kind: of network, likewise.
 
-    Returns:
-        The names in the network's order.
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except KeyError as missing:
+        raise UsageError(f"{where} has no {missing.args[0]}; it is incomplete, or not a network of {kind}") from None
+    except (IndexError, ValueError, ArithmeticError, RuntimeError):
+        raise UsageError(f"{where} is incomplete, or not a network of {kind}") from None
+    except UsageError as impossible:
+        raise UsageError(f"{where} is not a whole network of {kind}: {impossible}") from None
+
+
+def check_network(make: Callable[[], Network], found: Shapes, where: str, kind: str) -> Network:
+    """As ``real_network``, compared with ``found``, the names and shapes of the file.
 
     Raises:
         UsageError: something is missing, left over or of another shape.
     """
-    try:
-        with torch.device("meta"):
-            expected = shapes(make().state_dict())
-    except KeyError as missing:
-        raise UsageError(f"{where} has no {missing.args[0]}; it is incomplete, or not a network of {kind}") from None
-    except (IndexError, ValueError, ZeroDivisionError):
-        raise UsageError(f"{where}: the file is incomplete, or not a network of {kind}") from None
-    except UsageError as impossible:
-        raise UsageError(f"{where} is not a whole network of {kind}: {impossible}") from None
+    network = real_network(make, where, kind)
+    check_shapes(shapes(network.state_dict()), found, where, kind)
+    return network
+
+
+def check_shapes(expected: Shapes, found: Shapes, where: str, kind: str) -> None:
+    """Raise UsageError for the first differences."""
     difference = describe_difference(expected, found)
     if difference:
         raise UsageError(f"{where} is not a whole network of {kind}: {difference}")
-    return list(expected)
+
+
+def read_data_parallel(
+    path: Path, make: Callable[[Shapes], nn.Module], kind: str
+) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
+    """Step, network and average of a checkpoint as programs after score_sde write them.
+
+    Its entries: ``model``, the state_dict behind data-parallel training (prefix ``module.``); ``ema`` with ``decay``,
+    ``num_updates`` and ``shadow_params``, a list without names of the averages of all parameters that are trained, in
+    the network's order; ``step``; ``optimizer``, which is left behind.
+
+    Args:
+        path: the file.
+        make: the network that the shapes of a state_dict describe, as for ``check_network``.
+        kind: of network, for messages.
+
+    Raises:
+        UsageError: for anything missing, left over, of another shape, or not finite.
+    """
+    checkpoint, source = read_foreign(path), str(path)
+    network = without_prefix(entry(checkpoint, "model", Mapping, source), source)
+    for name, tensor in network.items():
+        if not name.endswith("num_batches_tracked"):
+            check_tensor(tensor, f"{source}: model {name}")
+    found = shapes(network)
+    real = check_network(lambda: make(found), found, f"{source}: model", kind)
+    trained = {name: network[name] for name, parameter in real.named_parameters() if parameter.requires_grad}
+    average = average_by_order(checkpoint, trained, source)
+    return entry(checkpoint, "step", int, source), own_storage(network), average
 
 
 def own_storage(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """float32 copies that share no storage with anything else."""
+    """Copies that share no storage with anything else, float32 where they are not whole numbers."""
     # A tensor that is a view would take the whole of what it views into the file.
-    return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous().clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def adam_state(
+    make: Callable[[dict[str, nn.Parameter]], torch.optim.Optimizer],
+    network: Mapping[str, torch.Tensor],
+    moments: Mapping[str, Mapping[str, torch.Tensor]],
+    n_updates: int,
+) -> dict[str, Any]:
+    """The state_dict of a network's optimiser with the moments of a file.
+
+    Args:
+        make: the optimiser of parameters by name.
+        network: its weights.
+        moments: "exp_avg" and "exp_avg_sq" of each parameter, by its name.
+        n_updates: how often Adam has been applied.
+    """
+    parameters = {name: nn.Parameter(tensor) for name, tensor in network.items()}
+    optimizer = make(parameters)
+    for name, parameter in parameters.items():
+        of_parameter = {key: tensors[name] for key, tensors in moments.items()}
+        optimizer.state[parameter] = {"step": torch.tensor(float(n_updates)), **of_parameter}
+    return optimizer.state_dict()
 
 
 def average_by_order(

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import torch
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of each named tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def describe_difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+def describe_difference(expected: Shapes, found: Shapes) -> str:
     """The first differences of two sets of named shapes in one line, empty if there are none."""
     parts = []
     for kind, names in (

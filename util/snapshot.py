@@ -151,10 +151,14 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"{path}: not a snapshot that can be loaded safely ({first_line[:160]})") from None
-    if isinstance(state, dict) and state.get("format", 1) > FORMAT:
-        raise UsageError(
-            f"{path}: a snapshot of format {state['format']}, and this program knows {FORMAT}; update the program"
-        )
+    return checked_snapshot(state, path)
+
+
+def checked_snapshot(state: Any, path: Path) -> dict[str, Any]:
+    """What was loaded, if it is a snapshot of a format that is known. Raises UsageError where it is not."""
+    number = state.get("format", 1) if isinstance(state, dict) else 1
+    if isinstance(number, int) and number > FORMAT:
+        raise UsageError(f"{path}: a snapshot of format {number}, and this program knows {FORMAT}; update the program")
     missing = [key for key in ("step", "networks", "emas") if not isinstance(state, dict) or key not in state]
     if missing:
         raise UsageError(

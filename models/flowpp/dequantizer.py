@@ -66,6 +66,7 @@ class Dequantizer(nn.Module):
 
     def __init__(self, settings: DequantizerSettings) -> None:
         super().__init__()
+        self.settings = settings
         channels, height, width = settings.image_shape
         half = (channels, height, width // 2)
         sizes = (2 * channels, settings.context_channels, settings.n_context_blocks)

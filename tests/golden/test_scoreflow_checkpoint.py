@@ -11,7 +11,7 @@ import torch
 from tests.golden.test_scoreflow_network import FOLDER, FULL_SIZES, ddpmpp
 from tests.golden.vectors import load
 from trainers.import_checkpoint import convert, main
-from trainers.scoreflow.importer import from_flax, module_order, our_names
+from trainers.scoreflow.importer import from_flax, module_names, our_names
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, parse_flax_checkpoint
 from util.snapshot import read_snapshot
@@ -77,9 +77,7 @@ def nested(leaves: dict) -> dict:
 def published_layout(network) -> dict[str, np.ndarray]:
     """The parameters of one of our networks by their published paths, written down without the importer's rules but
     for the order of modules."""
-    settings = network.settings
-    has_attention = [resolution in settings.attn_resolutions for resolution in settings.resolutions]
-    modules = module_order(settings.n_resblocks, has_attention)
+    modules = module_names(network)
     leaves = {}
     for name, tensor in network.state_dict().items():
         _, index, *layer, kind = name.split(".")
@@ -134,9 +132,25 @@ def test_an_imported_network_has_the_same_weights(network, state, tmp_path, caps
         assert moments[index]["step"] == 124
 
 
+def parameters(state, change):
+    """The same change to parameters, averages and moments."""
+    optimizer = state["optimizer"]
+    for collection in (optimizer["target"], state["params_ema"], optimizer["state"]["param_states"]):
+        change(collection)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda state: parameters(state, lambda tree: tree["ResnetBlockBigGANpp_1"]["Conv_1"].pop("bias")),
+            "missing ResnetBlockBigGANpp_1/Conv_1/bias",
+        ),
+        (
+            lambda state: state["optimizer"]["target"]["Dense_1"].update(kernel=np.zeros((32, 31), np.float32)),
+            r"Dense_1/kernel has shape \(31, 32\) instead of \(32, 32\)",
+        ),
+        (lambda state: parameters(state, lambda tree: tree.pop("Conv_0")), "no Conv_0/kernel"),
         (lambda state: state["params_ema"].pop("Conv_1"), "params_ema Conv_1/"),
         (lambda state: state["optimizer"]["target"].pop("ResnetBlockBigGANpp_3"), "do not make up|no ResnetBlock"),
         (lambda state: state["optimizer"]["target"].update(Extra={"kernel": np.zeros((1, 1), np.float32)}), "Extra"),

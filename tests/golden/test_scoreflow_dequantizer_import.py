@@ -82,6 +82,25 @@ def test_imported_dequantizer(architecture, tmp_path):
     assert_near(minus_log_q, recorded["f32/out/sldj"], 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("MixLogisticAttnCoupling_0/pos_emb"), "no steps.0.coupling.position_embedding"),
+        (lambda weights: weights.pop("Norm_1/norm0_b"), "missing steps.1.norms.0.bias"),
+        (lambda weights: weights.update({"Pointwise_1/W0": np.eye(5, dtype=np.float32)}), "pointwise.0.weight has"),
+    ],
+)
+def test_a_dequantizer_that_is_not_whole(change, message, tmp_path, capsys):
+    recorded = vectors.load("scoreflow", "flowpp_cifar10_tiny")
+    weights = {key.removeprefix("params/"): array for key, array in recorded.items() if key.startswith("params/")}
+    change(weights)
+    write_checkpoint(tmp_path / "in", weights)
+    assert main(["scoreflow_dequantizer", str(tmp_path / "in"), str(tmp_path / "out.pth")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_the_recorded_file_is_no_complete_dequantizer(tmp_path, capsys):
     blob = vectors.load("scoreflow", "checkpoint_blob_dequantizer")["blob"].tobytes()
     assert "params_ema/params" in " ".join(flatten(parse_flax_checkpoint(blob, "blob")))

@@ -170,6 +170,10 @@ WRONG_FILES = {
         ),
         "a snapshot of --system cld",
     ),
+    "a later format": (
+        lambda path, target: write_snapshot(target, {**torch.load(path, weights_only=True), "format": 1000}),
+        "format 1000.*update the program",
+    ),
 }
 
 

@@ -76,7 +76,16 @@ def set_value(key: str, value: torch.Tensor):
     return lambda checkpoint: checkpoint["whole_model"].update({key: value})
 
 
+def drop_everywhere(name: str):
+    def alter(checkpoint):
+        for theirs in ("target_model", "phinet", "fnet"):
+            del checkpoint["whole_model"][f"module.{theirs}.{name}"]
+
+    return alter
+
+
 DAMAGE = {
+    "no whole network": (drop_everywhere("middle.1.norm.bias"), "target_model is not a whole network of ddpm-torch: m"),
     "no whole model": (lambda c: c.pop("whole_model"), "whole_model"),
     "no gamma": (drop(f"module.phinet.{LOG_GAMMA}"), LOG_GAMMA),
     "missing in f": (drop("module.fnet.in_conv.weight"), "fnet is not a network like target_model: missing in_conv"),

@@ -11,7 +11,7 @@ from util.foreign_checkpoint import one_source, snapshot_state
 
 
 def import_cld(sources: Sequence[Path]) -> dict[str, Any]:
-    """A snapshot of a published checkpoint, one file in the layout of ``trainers.ncsnpp_checkpoint.read_ncsnpp``.
+    """A snapshot of a published checkpoint, one file as ``util.foreign_checkpoint.read_data_parallel`` reads it.
 
     Raises:
         UsageError: for anything missing, left over, of another shape, or not finite.

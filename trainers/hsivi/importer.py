@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trainers.unet_checkpoint import check_unet
 from util.errors import UsageError
 from util.foreign_checkpoint import (
     average_by_order,
@@ -55,6 +56,7 @@ def convert_hsivi(checkpoint: Any, path: Path) -> dict[str, Any]:
         networks[ours][name] = tensor
     if LOG_GAMMA not in networks["phi"]:
         raise UsageError(f"{source}: whole_model has no phinet.{LOG_GAMMA}; the file is incomplete")
+    check_unet(networks["teacher"], f"{source}: whole_model target_model")
     expected = shapes(networks["teacher"])
     for ours, theirs in (("phi", "phinet"), ("f", "fnet")):
         found = {name: shape for name, shape in shapes(networks[ours]).items() if name != LOG_GAMMA}

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from trainers.hsivi.importer import convert_hsivi
-from trainers.unet_checkpoint import import_ddpm_torch, import_improved_diffusion
+from trainers.unet_checkpoint import convert_unet, program_of
 from util.errors import UsageError
 from util.foreign_checkpoint import read_foreign
-from util.snapshot import DamagedSnapshot, inspect_snapshot
+from util.snapshot import DamagedSnapshot, checked_snapshot, inspect_snapshot
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,13 @@ def read_pretrained(path: Path, averaged: bool) -> Pretrained:
                 inspect_snapshot(path)
             except DamagedSnapshot as damage:
                 raise UsageError(f"{path}: {damage}; use an intact snapshot") from None
-            return _of_snapshot(checkpoint, path, averaged, "a snapshot")
+            return _of_snapshot(checked_snapshot(checkpoint, path), path, averaged, "a snapshot")
         if "whole_model" in checkpoint:
             return _of_snapshot(convert_hsivi(checkpoint, path), path, averaged, "a published HSIVI checkpoint")
-        if any(name.removeprefix("module.").startswith("input_blocks.") for name in _names(checkpoint)):
-            return _of_snapshot(import_improved_diffusion([path]), path, averaged, "a network of improved-diffusion")
-        return _of_snapshot(import_ddpm_torch([path]), path, averaged, "a network of ddpm-torch")
+        state = convert_unet(checkpoint, path)
+        return _of_snapshot(state, path, averaged, f"a network of {program_of(state['networks']['noise'])}")
     except UsageError as error:
         raise UsageError(f"--pretrained_model {error}") from None
-
-
-def _names(checkpoint: Mapping[Any, Any]) -> list[str]:
-    """Of the tensors in a state_dict, or in the one under ``model``."""
-    model = checkpoint.get("model")
-    return [str(name) for name in (model if isinstance(model, Mapping) else checkpoint)]
 
 
 def _of_snapshot(state: Mapping[str, Any], path: Path, averaged: bool, kind: str) -> Pretrained:

@@ -14,7 +14,16 @@ from models.vdm_unet import VDMUNet
 from models.vdm_unet_settings import VDMUNetSettings
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, read_flax_checkpoint
-from util.foreign_checkpoint import check_network, check_tensor, count, entry, one_source, own_storage, snapshot_state
+from util.foreign_checkpoint import (
+    adam_state,
+    check_network,
+    check_tensor,
+    count,
+    entry,
+    one_source,
+    own_storage,
+    snapshot_state,
+)
 from util.named_shapes import describe_difference, shapes
 from util.optimization import make_optimizer
 
@@ -94,8 +103,7 @@ def check_vdm_unet(network: dict[str, torch.Tensor], where: str) -> None:
         )
         return VDMUNet(settings)
 
-    expected = check_network(make, shapes(network), where, "i-DODE")
-    for name in expected:
+    for name in check_network(make, shapes(network), where, "i-DODE").state_dict():
         network[name] = network.pop(name)
 
 
@@ -118,14 +126,11 @@ def _optimizer_state(network: dict[str, torch.Tensor], opt_state: Mapping[str, A
         key: own_storage(_like(network, entry(adam, name, Mapping, where), f"{where} {name}"))
         for key, name in (("exp_avg", "mu"), ("exp_avg_sq", "nu"))
     }
-    parameters = {name: nn.Parameter(tensor) for name, tensor in network.items()}
-    biases = [parameter for name, parameter in parameters.items() if name.endswith(".bias")]
-    optimizer = make_optimizer(
-        "AdamW", parameters.values(), _LEARNING_RATE, _WEIGHT_DECAY, _BETAS, without_decay=biases
-    )
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(n_updates)),
-            **{key: tensors[name] for key, tensors in moments.items()},
-        }
-    return optimizer.state_dict()
+
+    def make(parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        biases = [parameter for name, parameter in parameters.items() if name.endswith(".bias")]
+        return make_optimizer(
+            "AdamW", parameters.values(), _LEARNING_RATE, _WEIGHT_DECAY, _BETAS, without_decay=biases
+        )
+
+    return adam_state(make, network, moments, n_updates)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from models.flowpp.dequantizer import Dequantizer
+from models.flowpp.settings import DequantizerSettings
 from trainers.scoreflow.flowpp_names import dequantizer_parameters
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, read_flax_checkpoint
-from util.foreign_checkpoint import check_tensor, entry, one_source, own_storage, snapshot_state
-from util.named_shapes import describe_difference, shapes
-
-# Of every published architecture; shapes do not tell it.
-_N_HEADS = 4
+from util.foreign_checkpoint import check_network, check_tensor, entry, one_source, own_storage, snapshot_state
+from util.named_shapes import Shapes, describe_difference, shapes
+from util.option_values import options_of
 
 
 def import_scoreflow_dequantizer(sources: Sequence[Path]) -> dict[str, Any]:
@@ -35,9 +35,15 @@ def import_scoreflow_dequantizer(sources: Sequence[Path]) -> dict[str, Any]:
     if difference:
         raise UsageError(f"{source}: params_ema does not fit optimizer target: {difference}")
     step, decay = _number(checkpoint, "step", source), _number(checkpoint, "ema_rate", source)
+    real = check_network(
+        lambda: Dequantizer(_settings(shapes(network))), shapes(network), f"{source}: optimizer target", "Flow++"
+    )
+    settings = real.settings
     emas = {"dequantizer": {"decay": decay, "n_updates": int(step), "shadow": own_storage(average)}}
     state = snapshot_state("scoreflow", path, int(step), {"dequantizer": own_storage(network)}, emas)
-    return {**state, "config": {**state["config"], **_settings(network, source)}}
+    described = {option.flag: getattr(settings, option.field) for option in options_of(DequantizerSettings)}
+    channels, size, _ = settings.image_shape
+    return {**state, "config": {**state["config"], "image_channels": channels, "image_size": size, **described}}
 
 
 def _weights(collection: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
@@ -55,29 +61,26 @@ def _number(mapping: Mapping[str, Any], key: str, where: str) -> float:
     return entry(mapping, key, float, where)
 
 
-def _settings(network: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
-    """The options that describe the network, as its shapes tell them."""
+def _settings(found: Shapes) -> DequantizerSettings:
+    """The settings of a network with these shapes, as far as shapes depend on them; heads are the default's, as in
+    every published architecture.
 
-    def size(name: str, axis: int) -> int:
-        if name not in network:
-            raise UsageError(f"{source}: no '{name}'; the file is incomplete or of another network")
-        return network[name].shape[axis]
+    Raises:
+        KeyError: the shapes lack a name that tells one of them.
+    """
 
     def count(pattern: str) -> int:
-        return len({match[1] for name in network if (match := re.match(pattern, name))})
+        return len({match[1] for name in found if (match := re.match(pattern, name))})
 
-    first = "steps.0.coupling"
-    channels = size("steps.0.norms.0.gain", 0)
-    return {
-        "image_size": size("steps.0.norms.0.gain", 1),
-        "image_channels": channels,
-        "dequantizer_architecture": "imagenet32" if "context.input.direction" in network else "cifar10",
-        "dequantizer_n_couplings": count(r"steps\.(\d+)\."),
-        "dequantizer_n_filters": size(f"{first}.position_embedding", 0),
-        "dequantizer_n_blocks": count(r"steps\.0\.coupling\.blocks\.(\d+)\."),
-        "dequantizer_n_components": (size(f"{first}.output.bias", 0) // channels - 2) // 3,
-        "dequantizer_n_heads": _N_HEADS,
-        "dequantizer_context_channels": size("context.input.bias", 0),
-        "dequantizer_n_context_blocks": count(r"context\.blocks\.(\d+)\."),
-        "dequantizer_n_context_heads": _N_HEADS,
-    }
+    channels, size, _ = found["steps.0.norms.0.gain"]
+    coupling = "steps.0.coupling"
+    return DequantizerSettings(
+        image_shape=(channels, size, size),
+        architecture="imagenet32" if "context.input.direction" in found else "cifar10",
+        n_couplings=count(r"steps\.(\d+)\."),
+        n_filters=found[f"{coupling}.position_embedding"][0],
+        n_blocks=count(r"steps\.0\.coupling\.blocks\.(\d+)\."),
+        n_components=(found[f"{coupling}.output.bias"][0] // channels - 2) // 3,
+        context_channels=found["context.input.bias"][0],
+        n_context_blocks=count(r"context\.blocks\.(\d+)\."),
+    )

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from models.layers import AttentionBlock, ResidualBlock
+from models.ncsnpp import NCSNpp
+from models.ncsnpp_settings import NCSNppSettings
 from util.errors import UsageError
 from util.flax_checkpoint import flatten, read_flax_checkpoint
-from util.foreign_checkpoint import check_tensor, count, entry, one_source, own_storage, snapshot_state
-from util.named_shapes import describe_difference, shapes
+from util.foreign_checkpoint import (
+    adam_state,
+    check_shapes,
+    check_tensor,
+    count,
+    entry,
+    one_source,
+    own_storage,
+    real_network,
+    snapshot_state,
+)
+from util.named_shapes import Shapes, describe_difference, shapes
 from util.optimization import make_optimizer
 
 _LEARNING_RATE = 2e-4  # of the published recipe; the file holds that of its last step
 
-_BLOCK, _ATTENTION = "ResnetBlockBigGANpp", "AttnBlockpp"
-_LAYERS = {
-    _BLOCK: ("GroupNorm_0", "Conv_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2"),
-    _ATTENTION: ("GroupNorm_0", "NIN_0", "NIN_1", "NIN_2", "NIN_3"),
+_KINDS: dict[type, str] = {
+    ResidualBlock: "ResnetBlockBigGANpp",
+    AttentionBlock: "AttnBlockpp",
+    nn.Linear: "Dense",
+    nn.Conv2d: "Conv",
+    nn.GroupNorm: "GroupNorm",
 }
-"""Layers of the modules that have any, in the order of our parameters."""
-_PARAMETERS = ("kernel", "scale", "W", "bias", "b")
-"""Parameters of a layer, likewise."""
+"""What the published program calls modules; it numbers each kind by itself, in the order in which they are used."""
 
 
 def from_flax(path: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
@@ -45,96 +59,93 @@ def from_flax(path: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
     return ".".join([*module[1:], name]), tensor
 
 
-def module_order(n_blocks: int, has_attention: Sequence[bool]) -> list[str]:
-    """Modules of the published DDPM++ in the order of ours, which numbers them from 0.
-
-    Args:
-        n_blocks: residual blocks of each level.
-        has_attention: for each level, the finest first.
-    """
-    n_levels = len(has_attention)
-    kinds = []
-    for level in range(n_levels):
-        kinds += [_BLOCK, _ATTENTION] * n_blocks if has_attention[level] else [_BLOCK] * n_blocks
-        kinds += [_BLOCK] * (level + 1 < n_levels)
-    kinds += [_BLOCK, _ATTENTION, _BLOCK]
-    for level in reversed(range(n_levels)):
-        kinds += [_BLOCK] * (n_blocks + 1) + [_ATTENTION] * has_attention[level] + [_BLOCK] * (level > 0)
-    numbers = {_BLOCK: 0, _ATTENTION: 0}
-    order = []
-    for kind in kinds:
-        order.append(f"{kind}_{numbers[kind]}")
+def module_names(network: NCSNpp) -> list[str]:
+    """The published names of a DDPM++'s numbered modules, in their order."""
+    numbers: Counter[str] = Counter()
+    names = []
+    for module in network.all_modules:
+        kind = _KINDS[type(module)]
+        names.append(f"{kind}_{numbers[kind]}")
         numbers[kind] += 1
-    return ["Dense_0", "Dense_1", "Conv_0", *order, "GroupNorm_0", "Conv_1"]
+    return names
+
+
+def published_paths(network: NCSNpp) -> dict[str, str]:
+    """For each parameter of a DDPM++, in its order, the published path and the name in ours."""
+    paths = {}
+    for index, (published, module) in enumerate(zip(module_names(network), network.all_modules, strict=True)):
+        for name, _ in module.named_parameters():
+            layer, _, leaf = name.rpartition(".")
+            kernel = "scale" if isinstance(module.get_submodule(layer), nn.GroupNorm) else "kernel"
+            path = "/".join([published, *filter(None, [layer]), {"weight": kernel}.get(leaf, leaf)])
+            paths[path] = f"all_modules.{index}.{name}"
+    return paths
 
 
 def our_names(parameters: Mapping[str, torch.Tensor], where: str) -> dict[str, str]:
     """For each parameter of a published network its name in ours, in the order of ours.
-
-    The structure follows from the shapes: a block that resamples has a projection although it keeps its channels. Where
-    levels are equally wide, attention is taken to be at the finest of them, as in all published networks.
 
     Args:
         parameters: by path.
         where: names the file in messages.
 
     Raises:
-        UsageError: these are not the parameters of a DDPM++.
+        UsageError: these are not the parameters of a DDPM++, or not all of them.
     """
-    order = module_order(*_structure(parameters, where))
-    names = {}
-    for index, module in enumerate(order):
-        for path in _paths_of(module):
-            if path in parameters:
-                names[path] = f"all_modules.{index}.{from_flax(path, parameters[path])[0]}"
-    left = sorted(set(parameters) - set(names))
-    if left:
-        raise UsageError(f"{where} {left[0]}: is not part of a DDPM++; this is not a score model of ScoreFlow")
-    for module in order:
-        if not any(path.startswith(f"{module}/") for path in names):
-            raise UsageError(f"{where}: no {module}; the file is incomplete")
+    found = {path: tuple(from_flax(path, tensor)[1].shape) for path, tensor in parameters.items()}
+    network = real_network(lambda: NCSNpp(_settings(found)), f"{where}:", "DDPM++")
+    names, ours = published_paths(network), shapes(network.state_dict())
+    check_shapes({path: ours[name] for path, name in names.items()}, found, f"{where}:", "DDPM++")
     return names
 
 
-def _paths_of(module: str) -> Iterable[str]:
-    layers = _LAYERS.get(module.rpartition("_")[0])
-    for layer in [module] if layers is None else [f"{module}/{name}" for name in layers]:
-        for parameter in _PARAMETERS:
-            yield f"{layer}/{parameter}"
+def _settings(found: Shapes) -> NCSNppSettings:
+    """The settings of a network whose parameters have these shapes, in our layout, as far as shapes depend on them.
 
+    A block that resamples has a projection although it keeps its channels. Where levels are equally wide, attention is
+    taken to be at the finest of them, as in all published networks.
 
-def _structure(parameters: Mapping[str, torch.Tensor], where: str) -> tuple[int, list[bool]]:
-    """Residual blocks of each level, and which levels have attention."""
+    Args:
+        found: by path.
+
+    Raises:
+        KeyError, IndexError, UsageError: the shapes do not tell.
+    """
+    block, attention = _KINDS[ResidualBlock], _KINDS[AttentionBlock]
 
     def numbers(kind: str) -> int:
-        return len({match[1] for path in parameters if (match := re.match(rf"{kind}_(\d+)/", path))})
+        return len({match[1] for path in found if (match := re.match(rf"{kind}_(\d+)/", path))})
 
-    def channels(path: str) -> tuple[int, int]:
-        kernel = parameters.get(path)
-        if kernel is None or kernel.ndim < 2:
-            raise UsageError(f"{where}: no {path}; this is not a score model of ScoreFlow, or incomplete")
-        return kernel.shape[-2], kernel.shape[-1]
-
-    n_modules, n_attentions = numbers(_BLOCK), numbers(_ATTENTION)
-    projections = [f"{_BLOCK}_{index}/Conv_2/kernel" for index in range(n_modules)]
-    n_resampling = sum(len(set(channels(path))) == 1 for path in projections if path in parameters)
+    n_modules, n_attentions = numbers(block), numbers(attention)
+    projections = [found.get(f"{block}_{index}/Conv_2/kernel", (1, 0)) for index in range(n_modules)]
+    n_resampling = sum(outputs == inputs for outputs, inputs, *_ in projections)
     n_levels = n_resampling // 2 + 1
     n_blocks = (n_modules - 2 - n_resampling - n_levels) // (2 * n_levels)
     n_with_attention = (n_attentions - 1) // (n_blocks + 1) if n_blocks > 0 else 0
-    widths = [channels(f"{_BLOCK}_{level * (n_blocks + 1)}/Conv_0/kernel")[1] for level in range(n_levels)]
-    has_attention = [False] * n_levels
+    widths = [found[f"{block}_{level * (n_blocks + 1)}/Conv_0/kernel"][0] for level in range(n_levels)]
+    attended: list[int] = []
     for group in range(n_with_attention):
-        width, _ = channels(f"{_ATTENTION}_{group * n_blocks}/NIN_0/W")
-        free = [level for level in range(n_levels) if widths[level] == width and not any(has_attention[level:])]
-        if free:
-            has_attention[free[0]] = True
-    expected = (2 * n_levels * n_blocks + n_levels + 2 + 2 * (n_levels - 1), sum(has_attention) * (n_blocks + 1) + 1)
+        width = found[f"{attention}_{group * n_blocks}/NIN_0/W"][0]
+        attended += [level for level in range(max(attended, default=-1) + 1, n_levels) if widths[level] == width][:1]
+    expected = (2 * n_levels * n_blocks + n_levels + 2 + 2 * (n_levels - 1), len(attended) * (n_blocks + 1) + 1)
     if n_blocks < 1 or expected != (n_modules, n_attentions):
         raise UsageError(
-            f"{where}: {n_modules} residual blocks and {n_attentions} attention blocks do not make up a DDPM++; the "
-            "file is incomplete or of another network"
+            f"{n_modules} residual blocks and {n_attentions} attention blocks do not make up one; the file is "
+            "incomplete or of another network"
         )
-    return n_blocks, has_attention
+    n_channels, in_channels = found["Conv_0/kernel"][:2]
+    size = 2 ** (n_levels - 1)
+    return NCSNppSettings(
+        in_channels=in_channels,
+        out_channels=found["Conv_1/kernel"][0],
+        image_size=size,
+        n_channels=n_channels,
+        ch_mult=tuple(width // n_channels for width in widths),
+        n_resblocks=n_blocks,
+        attn_resolutions=tuple(size >> level for level in attended),
+        progressive_input="none",
+        embedding_type="positional",
+    )
 
 
 def import_scoreflow(sources: Sequence[Path]) -> dict[str, Any]:
@@ -200,11 +211,6 @@ def _optimizer_state(
         for path, tensor in found.items():
             check_tensor(tensor, f"{where} {path}{suffix}")
         moments[key] = _like(network, found, names, where)
-    parameters = {name: nn.Parameter(tensor) for name, tensor in network.items()}
-    optimizer = make_optimizer("Adam", parameters.values(), _LEARNING_RATE)
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(n_updates)),
-            **{key: tensors[name] for key, tensors in moments.items()},
-        }
-    return optimizer.state_dict()
+    return adam_state(
+        lambda parameters: make_optimizer("Adam", parameters.values(), _LEARNING_RATE), network, moments, n_updates
+    )
