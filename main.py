@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
-from launch.agents.restart import OF_RESTART, is_restart
+from launch.agents.restart import of_restart, starters
 from launch.options import LaunchOptions
 from launch.start import become_rank
 from trainers.systems import SHARED, SYSTEMS, find_system
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> int:
     from launch.worker import run_rank
     from trainers.run import load_model, train
 
-    if is_restart():
-        config = config.with_values(**OF_RESTART)
-    work = partial(train, PeriodicEvaluation) if run.trains else partial(evaluate, load_model)
-    return run_rank(options, place, partial(work, config))
+    if not run.trains:
+        return run_rank(options, place, partial(evaluate, load_model, config))
+    config = config.with_values(**of_restart(run.folder))
+    return run_rank(options, place, partial(train, PeriodicEvaluation, config, starters=starters()))
 
 
 if __name__ == "__main__":

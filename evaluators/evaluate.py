@@ -76,6 +76,13 @@ class EvaluationSettings:
     method_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+def check_likelihoods(method: GenerativeModel, settings: EvaluationSettings) -> None:
+    """Raise UsageError where a likelihood is asked for that the model does not have."""
+    unknown = [name for name in settings.likelihoods if name not in method.likelihoods]
+    if unknown:
+        raise UsageError(f"--eval_quantities {unknown[0]}: this model has {', '.join(method.likelihoods)}")
+
+
 def run_evaluations(
     method: GenerativeModel,
     train_dataset: Dataset,
@@ -121,9 +128,7 @@ def run_evaluations(
     trajectory = method.trajectory
     if settings.eval_trajectory and trajectory is None:
         raise UsageError("--trajectory: this system does not draw how samples come about; leave it out")
-    unknown = [name for name in settings.likelihoods if name not in method.likelihoods]
-    if unknown:
-        raise UsageError(f"--eval_quantities {unknown[0]}: this model has {', '.join(method.likelihoods)}")
+    check_likelihoods(method, settings)
     if settings.eval_compare and not isinstance(method, ComparesSamplers):
         raise UsageError("--eval_compare: this system has nothing to compare its sampler with; leave it out")
     detector = None

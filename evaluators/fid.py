@@ -15,6 +15,7 @@ from evaluators.job import Job, nfe_entry
 from evaluators.samples import draw_samples
 from evaluators.statistics import dataset_statistics, load_statistics
 from util.data.dataset import Dataset
+from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise
 
@@ -37,21 +38,26 @@ def reference_statistics(
     Raises:
         UsageError: on every rank: the file cannot be used, or holds another number of features.
     """
-    if statistics_file is None:
-        path = folder / TRAINING_STATISTICS
-        return dataset_statistics(dataset, detector, path, chunk_size, job.distributed, job.should_stop)
+    if statistics_file is not None:
+        return statistics_of_file(statistics_file, detector, job.distributed)
+    path = folder / TRAINING_STATISTICS
+    return dataset_statistics(dataset, detector, path, chunk_size, job.distributed, job.should_stop)
+
+
+def statistics_of_file(path: Path, detector: Detector, distributed: Distributed) -> Statistics | None:
+    """Statistics that a file holds; returns and raises as ``reference_statistics``."""
     statistics = None
 
     def load() -> None:
         nonlocal statistics
-        statistics = load_statistics(statistics_file)
+        statistics = load_statistics(path)
         if len(statistics.mean) != detector.n_features:
             raise UsageError(
-                f"fid_statistics {statistics_file}: {len(statistics.mean)} features, but {detector.name} has "
+                f"fid_statistics {path}: {len(statistics.mean)} features, but {detector.name} has "
                 f"{detector.n_features}; use statistics made with it (python -m evaluators.statistics)"
             )
 
-    job.distributed.from_main(load)
+    distributed.from_main(load)
     return statistics
 
 

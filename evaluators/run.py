@@ -12,8 +12,10 @@ import torch
 
 from diffusion.model import GenerativeModel
 from evaluators.compare import ComparesSamplers
-from evaluators.evaluate import EvaluationSettings, run_evaluations
-from evaluators.options import EvaluationOptions
+from evaluators.detectors import load_detector
+from evaluators.evaluate import EvaluationSettings, check_likelihoods, run_evaluations
+from evaluators.fid import statistics_of_file
+from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
 from evaluators.settings import check_evaluation, compares_with_data, settings_due, settings_from
 from util.config import Config
 from util.data.dataset import Dataset
@@ -120,6 +122,9 @@ class PeriodicEvaluation:
         datasets: "train" and "test".
         distributed: this process's place.
         stop: asked for by a signal.
+
+    Raises:
+        UsageError: an evaluation will not be possible. It is said now, not when the first one is due.
     """
 
     config: Config
@@ -129,6 +134,14 @@ class PeriodicEvaluation:
     stop: StopRequest
 
     needs_data = staticmethod(needs_data)
+
+    def __post_init__(self) -> None:
+        settings = settings_from(self.config)
+        check_likelihoods(self.model, settings)
+        if self.config[PeriodicEvaluationOptions].fid_freq:
+            detector = load_detector(settings.fid_detector, self.datasets["train"].shape, self.distributed.device)
+            if settings.fid_statistics is not None:
+                statistics_of_file(settings.fid_statistics, detector, self.distributed)
 
     def due(self, step: int) -> bool:
         """Whether there is something to evaluate at ``step``."""

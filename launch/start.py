@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.agents.agent import Agent
 from launch.agents.beat import live_with_agent
 from launch.agents.fingerprint import fingerprint
+from launch.agents.restart import STARTER_VARIABLE
 from launch.options import LaunchOptions
 from launch.places import find_place
 from launch.places.topology import RankPlace, Topology
@@ -34,6 +37,7 @@ def become_rank(
     """
     place = find_place(options)
     if isinstance(place, Topology):
+        os.environ.setdefault(STARTER_VARIABLE, uuid.uuid4().hex)
         raise SystemExit(Agent(command, place, options, run, fingerprint(settings)).run())
     live_with_agent(options.rank_timeout)
     return place

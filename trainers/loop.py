@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import Preempted, RunFailed
 from util.noise import derive_seed
+from util.overwritten import forget
 from util.periodic import due
 from util.progress import Progress
 from util.run_log import RunLog
@@ -56,6 +57,7 @@ class Training:
         snapshots: on rank 0.
         interval: on rank 0, where ``snapshot_freq`` is "auto".
         evaluation: what is evaluated between steps.
+        begin: on rank 0, once the first step has been taken, before anything in the run's folder changes.
     """
 
     method: Method
@@ -67,7 +69,9 @@ class Training:
     snapshots: SnapshotWriter | None
     interval: SnapshotInterval | None
     evaluation: Evaluation
+    begin: Callable[[], None]
     saved_step: int = -1
+    _has_begun: bool = False
     _first_step: int = 0
     _since: tuple[float, int] = (0.0, 0)
     _recent: deque[tuple[int, list[MicroBatch]]] = field(default_factory=lambda: deque(maxlen=3))
@@ -101,6 +105,7 @@ class Training:
                 stopped, failed, wanted = agreement.end(state.step, self._guarded(metrics))
                 if failed:
                     self._fail(agreement)
+                self._begin()
                 if self.snapshots is not None:
                     self.snapshots.raise_failure()
                 last = state.step == options.n_train_iters
@@ -117,8 +122,9 @@ class Training:
                     raise Preempted("stopped at a step boundary")
                 self._evaluate()
                 progress.show(state.step)
+            self._begin()
         except Preempted:
-            if self.saved_step != state.step:
+            if self._has_begun and self.saved_step != state.step:
                 if agreement.settle():
                     self._fail(agreement)
                 self._snapshot(keep=False)
@@ -127,6 +133,11 @@ class Training:
             progress.close()
             if self.snapshots is not None:
                 self.snapshots.wait()
+
+    def _begin(self) -> None:
+        if not self._has_begun:
+            self.distributed.from_main(self.begin)
+            self._has_begun = True
 
     def _dropout_seed(self, step: int) -> int:
         run = self.config[RunOptions]
@@ -212,9 +223,10 @@ def _memory_gib(device: torch.device) -> float:
 
 
 def on_saved(log: RunLog) -> Any:
-    """What to note when a snapshot has reached the disk."""
+    """What to do when a snapshot has reached the disk."""
 
     def note(snapshot: SnapshotFile) -> None:
+        forget(log.workdir)
         log.status(last_snapshot={"step": snapshot.step, "path": str(snapshot.path), "time": time.time()})
 
     return note

@@ -30,7 +30,7 @@ from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError
 from util.option_values import written
-from util.run_folder import claim_run_folder
+from util.run_folder import check_run_folder, take_run_folder
 from util.run_log import RunLog
 from util.run_options import RunOptions
 from util.snapshot import SnapshotWriter, choose_snapshot, inspect_snapshot, read_snapshot
@@ -55,14 +55,24 @@ class MakesEvaluation(Protocol):
     ) -> Evaluation: ...
 
 
-def train(evaluation: MakesEvaluation, config: Config, distributed: Distributed, stop: StopRequest) -> None:
+def train(
+    evaluation: MakesEvaluation,
+    config: Config,
+    distributed: Distributed,
+    stop: StopRequest,
+    starters: Mapping[str, str] | None = None,
+) -> None:
     """Train from the beginning, or from the newest intact snapshot.
+
+    Until the first step has been taken nothing changes in the folder of the run, but that an evaluation that was due
+    goes on.
 
     Args:
         evaluation: makes what is evaluated during training.
         config: of the command.
         distributed: this process's place.
         stop: asked for by a signal.
+        starters: who may start this command again; kept in run.json (``launch.agents.restart``).
 
     Raises:
         UsageError: bad settings, data or snapshots.
@@ -72,8 +82,8 @@ def train(evaluation: MakesEvaluation, config: Config, distributed: Distributed,
     config = with_total_batch_size(config, distributed.world_size)
     system = find_system(config[RunOptions].system)
     needs_data = evaluation.needs_data(config, system.has_likelihood) or system.learns_from_data
-    distributed.from_main(lambda: claim_run_folder(config))
-    config, _ = settled(config, distributed)
+    distributed.from_main(lambda: check_run_folder(config))
+    asked, (config, _, chosen) = config, settled(config, distributed)
     run, options = config[RunOptions], config[TrainingOptions]
     datasets = open_datasets(config, distributed, needs_data)
     method = build_method(config, distributed)
@@ -81,17 +91,26 @@ def train(evaluation: MakesEvaluation, config: Config, distributed: Distributed,
     if not resumed and isinstance(method, StartsFromWeights):
         method.load_pretrained()
 
-    log = RunLog(run.folder, method.state.step, distributed.is_main)
+    first_step = method.state.step
+    log = RunLog(run.folder, distributed.is_main)
     hosts = sorted(set(distributed.gather(socket.gethostname())))
     data = kept_contents(datasets, run.folder, resumed and distributed.is_main)
-    log.status(world_size=distributed.world_size, hosts=hosts, data=data, started=time.time(), exit_reason=None)
+    log.status(
+        world_size=distributed.world_size, hosts=hosts, data=data, started=time.time(), exit_reason=None,
+        starters=dict(starters or {}), **chosen,
+    )  # fmt: skip
     checkpoints = run.folder / "checkpoints"
     snapshots = SnapshotWriter(checkpoints, on_saved(log)) if distributed.is_main else None
-    batches = _batches(config, distributed, datasets["train"], method.state.step)
+    batches = _batches(config, distributed, datasets["train"], first_step)
     automatic = distributed.is_main and options.snapshot_freq == "auto"
     interval = SnapshotInterval(options.mtbf_hours * 3600) if automatic else None
     evaluates = evaluation(config, method, datasets, distributed, stop)
-    training = Training(method, batches, config, distributed, stop, log, snapshots, interval, evaluates)
+
+    def begin() -> None:
+        take_run_folder(asked)
+        log.begin(first_step)
+
+    training = Training(method, batches, config, distributed, stop, log, snapshots, interval, evaluates, begin)
     stop.listen()  # from here on there is something to save, and the loop looks at the request
     try:
         training.run()
@@ -157,7 +176,7 @@ def load_model(
     check_config(config)
     system = find_system(config[RunOptions].system)
     wanted = needs_data(config, system.has_likelihood)
-    config, beside = settled(config, distributed)
+    config, beside, _ = settled(config, distributed)
     datasets = open_datasets(config, distributed, wanted or system.learns_from_data)
     method = build_method(config, distributed)
     method.state.load_networks(state, str(path))
@@ -192,18 +211,18 @@ def of_snapshot(config: Config, recorded: Mapping[str, object], where: str) -> C
     return config.with_values(**values)
 
 
-def settled(config: Config, distributed: Distributed) -> tuple[Config, str]:
+def settled(config: Config, distributed: Distributed) -> tuple[Config, str, dict[str, Any]]:
     """What ``System.settle`` chooses, the same on all ranks."""
     place = find_system(config[RunOptions].system).settle
     if not place:
-        return config, ""
+        return config, "", {}
 
-    def settle() -> tuple[dict[str, Any], str]:
-        chosen, beside = load(place)(config)
-        return chosen.flat(), beside
+    def settle() -> tuple[dict[str, Any], str, dict[str, Any]]:
+        chosen, *others = load(place)(config)
+        return chosen.flat(), *others
 
-    values, beside = distributed.from_main(settle)
-    return config.with_values(**values), beside
+    values, beside, note = distributed.from_main(settle)
+    return config.with_values(**values), beside, note
 
 
 def _batches(
@@ -253,6 +272,8 @@ def open_datasets(config: Config, distributed: Distributed, needed: bool) -> dic
 
 def _resume(run: RunOptions, distributed: Distributed, state: TrainingState) -> bool:
     """Load the snapshot to go on from, on every rank; whether there is one."""
+    if run.starts_again:
+        return False
     folder = run.folder / "checkpoints"
     path = distributed.from_main(lambda: choose_snapshot(folder, run.checkpoint, "--checkpoint"))
     if path is None and run.mode == "continue":

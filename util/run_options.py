@@ -43,6 +43,11 @@ class RunOptions:
         return self.mode in ("train", "continue", "train_deq")
 
     @property
+    def starts_again(self) -> bool:
+        """Whether what the folder holds of a run before does not count."""
+        return self.overwrite and self.mode in ("train", "train_deq")
+
+    @property
     def model_folder(self) -> Path:
         """The folder of the model, which ``--workdir`` names."""
         return Path(self.root) / self.workdir

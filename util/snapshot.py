@@ -218,8 +218,6 @@ class SnapshotWriter:
         self.folder = folder
         self.on_saved = on_saved
         self.error: Exception | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
         self._jobs: queue.Queue[tuple[dict[str, Any], bool] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._work, name="snapshot writer", daemon=True)
         self._thread.start()
@@ -268,6 +266,7 @@ class SnapshotWriter:
 
     def _write(self, state: dict[str, Any], keep: bool) -> None:
         running, fresh = self.folder / RUNNING, self.folder / f".{RUNNING}.new.tmp"
+        remove_leftovers(self.folder)
         checksum = write_snapshot(fresh, state)
         if keep:
             _second_name(fresh, self.folder / f"checkpoint_{int(state['step'])}.pth")

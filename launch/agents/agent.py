@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -19,9 +20,11 @@ from launch.agents.membership import Membership
 from launch.agents.messages import ConnectionLost, Message
 from launch.agents.ranks import Ranks, Start
 from launch.agents.reports import FailureReport
+from launch.agents.restart import RESTART_VARIABLE, STARTER_VARIABLE
 from launch.options import LaunchOptions
 from launch.places.topology import Topology
 from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
+from util.overwritten import bring_back
 from util.run_file import read_run_file, update_run_file
 from util.run_options import RunOptions
 from util.stop import STOP_SIGNALS
@@ -57,6 +60,8 @@ class Agent:
         self.workdir = run.folder
         self.fingerprint = fingerprint
         self._notes_end = run.trains
+        self._name = os.environ.get(STARTER_VARIABLE)
+        self._began_before = read_run_file(self.workdir).get("started")
         if not run.workdir:
             raise UsageError("--workdir is missing: give the folder for (or of) the run")
         if run.mode in ("continue", "eval", "sample") and not run.folder.is_dir():
@@ -186,6 +191,8 @@ class Agent:
             self._show((verdict["traceback"] if main else "") + verdict["line"] + "\n")
         if main and verdict["code"] == EXIT_FAILED:
             self._note("failed", verdict["line"])
+        if main and verdict["code"] in (EXIT_FAILED, EXIT_USAGE):
+            self._bring_back()
         elif main and verdict["code"] == EXIT_PREEMPTED and read_run_file(self.workdir).get("state") != "preempted":
             self._note(
                 "preempted",
@@ -198,10 +205,17 @@ class Agent:
             print(text, end="", file=sys.stderr, flush=True)
 
     def _note(self, state: str, reason: str) -> None:
-        """Put the end of a training run into run.json."""
-        if self._notes_end:
+        """Put the end of a training run into run.json, if the run has begun."""
+        if self._notes_end and read_run_file(self.workdir).get("started") != self._began_before:
             with contextlib.suppress(OSError):  # a full disk must not hide the message
                 update_run_file(self.workdir, state=state, exit_reason=reason)
+
+    def _bring_back(self) -> None:
+        """Have the run back that ours was to overwrite and has not: it ends without a snapshot."""
+        if self._notes_end and read_run_file(self.workdir).get("starters", {}).get(RESTART_VARIABLE) == self._name:
+            with contextlib.suppress(OSError, ValueError):
+                if bring_back(self.workdir):
+                    self._show(f"{self.workdir}: the run that was to be overwritten is back\n")
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Hand a stop signal on to every rank; a second Ctrl-C kills."""

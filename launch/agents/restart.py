@@ -1,12 +1,24 @@
-"""A command that is started again by itself, not by its user, goes on from the newest snapshot."""
+"""A command that is started again by itself, not by its user, goes on from the newest snapshot.
+
+Unless no start before has come as far as its first step: then nothing has been overwritten yet, and the run in the
+folder is still the one that the command is to overwrite.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+from util.run_file import read_run_file
+
 RESTART_VARIABLE = "SCOREFLEET_RESTART_COUNT"
+STARTER_VARIABLE = "SCOREFLEET_STARTER"
+"""What our agent, or the task of a job, is called that starts the command once or again."""
 COUNTS = (RESTART_VARIABLE, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Where our agent, torchrun and Slurm (a requeued job) say how often they have started the command before."""
 OF_RESTART: dict[str, Any] = {"overwrite": False, "checkpoint": ""}
@@ -14,7 +26,29 @@ OF_RESTART: dict[str, Any] = {"overwrite": False, "checkpoint": ""}
 back to where that one began."""
 
 
-def is_restart(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this command has been started before."""
-    counts = [environment.get(name, "0") for name in COUNTS]
-    return any(count.isdigit() and int(count) > 0 for count in counts)
+def starters(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Who may start this command again, by the variable that says how often: what is the same at every start.
+
+    It stands in ``run.json`` of the run that the command begins.
+    """
+    found = {RESTART_VARIABLE: environment.get(STARTER_VARIABLE)}
+    found["SLURM_RESTART_COUNT"] = environment.get("SLURM_JOB_ID")
+    if "TORCHELASTIC_RESTART_COUNT" in environment and (parent := psutil.Process().parent()) is not None:
+        found["TORCHELASTIC_RESTART_COUNT"] = f"{socket.gethostname()} {parent.pid} {parent.create_time()}"
+    return {name: value for name, value in found.items() if value}
+
+
+def of_restart(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The settings that a restart has instead of its command's; none where no start before has begun the run.
+
+    Args:
+        folder: of the run.
+        environment: says who has started the command, and how often.
+    """
+    counts = {name: environment.get(name, "0") for name in COUNTS}
+    again = [name for name, count in counts.items() if count.isdigit() and int(count) > 0]
+    now = starters(environment)
+    run = read_run_file(folder)
+    # A run that began when run.json did not say by whom began by this command.
+    before = run.get("starters", now) if run else {}
+    return OF_RESTART if any(before.get(name, "nobody") == now.get(name) for name in again) else {}

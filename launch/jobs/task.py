@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from launch.agents.restart import RESTART_VARIABLE
+from launch.agents.restart import RESTART_VARIABLE, STARTER_VARIABLE
 from launch.command import MAIN, resolve
 from launch.jobs.job_file import read_job_file, write_job_file
 from launch.jobs.requeue import stopped
@@ -43,7 +43,7 @@ class MainTask:
 
         environment = JobEnvironment()
         job, main = read_job_file(self.workdir, environment.job_id), environment.global_rank == 0
-        code, received = self._run(0 if job is None else job.requeues)
+        code, received = self._run(environment.job_id, 0 if job is None else job.requeues)
         if code == EXIT_FINISHED:
             return
         if code == EXIT_PREEMPTED or (received and -code in STOP_SIGNALS):  # which came before main.py took any
@@ -57,7 +57,7 @@ class MainTask:
             write_job_file(self.workdir, replace(job, note=reason))
         raise RunFailed(reason)
 
-    def _run(self, n_restarts: int) -> tuple[int, str]:
+    def _run(self, job_id: str, n_restarts: int) -> tuple[int, str]:
         """The exit code of main.py, and the name of the signal that told it to stop.
 
         The handlers stay: submitit's own would have the job start again without asking.
@@ -72,7 +72,7 @@ class MainTask:
 
         for number in STOP_SIGNALS:
             signal.signal(number, forward)
-        environment = {**os.environ, RESTART_VARIABLE: str(n_restarts)}
+        environment = {**os.environ, RESTART_VARIABLE: str(n_restarts), STARTER_VARIABLE: f"job {job_id}"}
         process = subprocess.Popen([sys.executable, MAIN, *self.arguments], cwd=self.directory, env=environment)
         if received:  # it came before there was anything to hand it on to
             process.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.agents.restart import OF_RESTART, is_restart
+from launch.agents.restart import OF_RESTART, of_restart, starters
 from tests.configuration import configured
 from tests.system.command import NO_TIME_OUTS, SLOW_START, end, ranks_of, snapshot, start, wait_for_end, wait_until
-from util.run_file import read_run_file
+from util.run_file import read_run_file, update_run_file
 from util.run_options import RunOptions
 
 TINY: dict[str, Any] = {
@@ -39,7 +40,8 @@ def test_stop_signal_during_start_up(number: signal.Signals, to_rank: bool, dela
     (ranks[1] if to_rank else process).send_signal(number)
     end(process, 75)
     wait_for_end(ranks.values())
-    assert read_run_file(tmp_path)["state"] == "preempted"
+    # A run that has not begun leaves nothing but its logs.
+    assert os.listdir(tmp_path) == ["logs"] or read_run_file(tmp_path)["state"] == "preempted"
 
 
 @pytest.mark.slow
@@ -85,9 +87,18 @@ def test_a_pause_of_the_whole_machine_is_no_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SCOREFLEET_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_restarts_never_delete_nor_go_back(name: str) -> None:
-    assert not is_restart({})
-    assert not is_restart({name: "0"})
-    assert is_restart({name: "2"})
+def test_restarts_never_delete_nor_go_back(name: str, tmp_path: Path) -> None:
+    first = {"SCOREFLEET_STARTER": "agent", "SLURM_JOB_ID": "7", name: "0"}
+    again = {**first, name: "2"}
+    update_run_file(tmp_path, step=5, starters=starters(again))
+    assert of_restart(tmp_path, first) == {}
+    assert of_restart(tmp_path, again) == OF_RESTART
+    # No start before has come to its first step: there is no run yet, or another, which is still to be overwritten.
+    assert of_restart(tmp_path / "absent", again) == {}
+    update_run_file(tmp_path / "other", step=5, starters=dict.fromkeys(starters(again), "other"))
+    assert of_restart(tmp_path / "other", again) == {}
+    # A run from when run.json did not say who began it.
+    update_run_file(tmp_path / "older", step=5)
+    assert of_restart(tmp_path / "older", again) == OF_RESTART
     again = configured(overwrite=True, checkpoint="checkpoint_10.pth").with_values(**OF_RESTART)
     assert (again[RunOptions].overwrite, again[RunOptions].checkpoint) == (False, "")

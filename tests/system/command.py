@@ -26,9 +26,10 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "O
 
 def arguments(workdir: Path, **options: Any) -> list[str]:
     """A command line; a list of flags from keywords, ``True`` giving the bare flag."""
-    words = [sys.executable, str(ROOT / "main.py"), "-cc", str(ROOT / options.pop("config")), "--workdir", str(workdir)]
-    if "sc" in options:
-        words += ["-sc", str(ROOT / options.pop("sc"))]
+    words = [sys.executable, str(ROOT / "main.py"), "--workdir", str(workdir)]
+    for flag, name in (("-cc", "config"), ("-sc", "sc")):
+        if name in options:
+            words += [flag, str(ROOT / options.pop(name))]
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words

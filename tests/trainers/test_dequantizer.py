@@ -22,6 +22,7 @@ from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.errors import UsageError
 from util.noise import Noise
+from util.run_file import update_run_file
 from util.snapshot import write_snapshot
 
 ALONE = Distributed()
@@ -159,19 +160,23 @@ def test_the_score_snapshot_is_the_one_that_the_run_began_with(workdir, tmp_path
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     config, running = make_config(tmp_path, "train_deq"), tmp_path / "checkpoints" / "checkpoint.pth"
     (tmp_path / "dequantizer").mkdir()
-    assert choose_score_snapshot(config) == running
-    assert choose_score_snapshot(config) == running
+    chosen = choose_score_snapshot(config)
+    assert chosen["path"] == str(running)
+    update_run_file(tmp_path / "dequantizer", score_snapshot=chosen)
+    assert choose_score_snapshot(config) == chosen
     state = torch.load(running, weights_only=True)
     write_snapshot(running, {**state, "step": 800})
     with pytest.raises(UsageError, match=r"step 800\) is not the score model of step 700"):
         choose_score_snapshot(config)
+    assert choose_score_snapshot(config.with_values(overwrite=True))["step"] == 800
     shutil.rmtree(tmp_path / "dequantizer")
-    (tmp_path / "dequantizer").mkdir()
     # The name under which it is kept outlives the running one.
     shutil.copy(running, tmp_path / "checkpoints" / "checkpoint_800.pth")
-    assert choose_score_snapshot(config).name == "checkpoint_800.pth"
+    chosen = choose_score_snapshot(config)
+    assert chosen["path"].endswith("checkpoint_800.pth")
+    update_run_file(tmp_path / "dequantizer", score_snapshot=chosen)
     write_snapshot(running, {**state, "step": 900})
-    assert choose_score_snapshot(config).name == "checkpoint_800.pth"
+    assert choose_score_snapshot(config) == chosen
 
 
 def test_snapshots_that_are_not_there(tmp_path):

@@ -34,7 +34,7 @@ from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise, derive_seed
 from util.option_values import options_of
-from util.run_file import read_run_file, update_run_file
+from util.run_file import read_run_file
 from util.run_options import RunOptions
 from util.snapshot import RUNNING, choose_snapshot, inspect_snapshot, read_snapshot
 
@@ -59,17 +59,19 @@ def build_scoreflow(config: Config, distributed: Distributed) -> Method:
     return model
 
 
-def choose_score_snapshot(config: Config) -> Path:
+def choose_score_snapshot(config: Config) -> dict[str, Any]:
     """The snapshot of the score model that ``--mode train_deq`` trains for: always the one the run began with.
 
-    ``run.json`` of the dequantizer's folder remembers it.
+    Returns:
+        Its path, step and SHA-256, which ``run.json`` of the dequantizer's folder remembers as ``score_snapshot``.
 
     Raises:
         UsageError: there is none, it is damaged, or it is not the one that the run began with.
     """
-    folder = config[RunOptions].model_folder / "checkpoints"
-    before = read_run_file(config[RunOptions].folder).get("score_snapshot")
+    run = config[RunOptions]
+    before = None if run.starts_again else read_run_file(run.folder).get("score_snapshot")
     name = config[DequantizerOptions].score_checkpoint or (before["path"] if before else "")
+    folder = run.model_folder / "checkpoints"
     path = choose_snapshot(folder, name, "--score_checkpoint")
     if path is None:
         raise UsageError(
@@ -86,22 +88,21 @@ def choose_score_snapshot(config: Config) -> Path:
             f"{path} (step {found.step}) is not the score model of step {before['step']} that this dequantizer is "
             "being trained for; give that one with --score_checkpoint, or start again with --overwrite"
         )
-    chosen = {"path": str(path.absolute()), "step": found.step, "sha256": found.sha256}
-    update_run_file(config[RunOptions].folder, score_snapshot=chosen)
-    return path
+    return {"path": str(path.absolute()), "step": found.step, "sha256": found.sha256}
 
 
-def settle_snapshots(config: Config) -> tuple[Config, str]:
+def settle_snapshots(config: Config) -> tuple[Config, str, dict[str, Any]]:
     """Name the snapshots that are needed beside the model's; see ``trainers.system.System.settle``.
 
     Raises:
         UsageError: there is none, or it is damaged.
     """
     if config[RunOptions].mode == "train_deq":
-        return config.with_values(score_checkpoint=str(choose_score_snapshot(config))), ""
+        chosen = choose_score_snapshot(config)
+        return config.with_values(score_checkpoint=chosen["path"]), "", {"score_snapshot": chosen}
     options = config[DequantizerOptions]
     if not options.eval_dequantizer:
-        return config, ""
+        return config, "", {}
     folder = config[RunOptions].dequantizer_folder / "checkpoints"
     path = choose_snapshot(folder, options.dequantizer_ckpt_file, "--dequantizer_ckpt_file")
     if path is None:
@@ -110,7 +111,7 @@ def settle_snapshots(config: Config) -> tuple[Config, str]:
             "--dequantizer_ckpt_file"
         )
     digest = inspect_snapshot(path).sha256
-    return config.with_values(dequantizer_ckpt_file=str(path)), f" with dequantizer {digest}"
+    return config.with_values(dequantizer_ckpt_file=str(path)), f" with dequantizer {digest}", {}
 
 
 def _settings(options: Mapping[str, Any], chosen: Behaviour, where: str) -> DequantizerSettings:
