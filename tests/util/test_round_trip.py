@@ -18,6 +18,9 @@ from util.option import RUN, Option
 from util.option_values import options_of, plain, read, written
 from util.run_options import RunOptions
 
+THE_SAME_EVERYWHERE = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 NETWORKS = [(system, network) for system, reads in SYSTEMS.items() for network in reads.networks]
 AWKWARD = st.text(st.sampled_from("#;'\"=,[]~\\%$-/ \t\r\n\v\x1c\x85\xa0\u2028\ufeff\udc80aN1é😀"), max_size=8)
 TEXTS = (
@@ -69,7 +72,7 @@ def command_lines(draw: st.DrawFn, system: str, network: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("system", "network"), NETWORKS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(THE_SAME_EVERYWHERE, max_examples=40)
 @given(data=st.data())
 def test_any_command_line(system: str, network: str, tmp_path: Path, data: st.DataObject) -> None:
     config = parse_config(data.draw(command_lines(system, network)))
@@ -85,7 +88,7 @@ def test_any_command_line(system: str, network: str, tmp_path: Path, data: st.Da
 
 
 @pytest.mark.parametrize(("system", "network"), NETWORKS)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(THE_SAME_EVERYWHERE, max_examples=20)
 @given(data=st.data())
 def test_what_a_file_does_not_say_had_its_default(
     system: str, network: str, tmp_path: Path, data: st.DataObject
