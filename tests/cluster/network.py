@@ -12,9 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-PREFIX = "10.77.0."
-BRIDGE = "scorefleet-br"
-
 
 def why_not() -> str | None:
     """Why hosts cannot be made here, or None."""
@@ -23,13 +20,16 @@ def why_not() -> str | None:
     missing = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} not found: install iproute2, util-linux and mount"
-    made = subprocess.run(["ip", "netns", "add", "scorefleet-try"], capture_output=True, text=True, check=False)
-    subprocess.run(["ip", "netns", "del", "scorefleet-try"], capture_output=True, check=False)
+    name = f"sf{os.getpid()}-try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
     return None if made.returncode == 0 else f"network namespaces are not allowed here: {made.stderr.strip()}"
 
 
 class Network:
-    """Hosts ``node1``, ``node2``, ... with addresses 10.77.0.11, 10.77.0.12, ...
+    """Hosts ``node1``, ``node2``, ... with addresses 10.77.n.11, 10.77.n.12, ...
+
+    The number n, and the names of the namespaces, are of this process, so that several networks can be there at once.
 
     Args:
         n_hosts: how many.
@@ -37,18 +37,22 @@ class Network:
     """
 
     def __init__(self, n_hosts: int, folder: Path) -> None:
+        self.id = f"sf{os.getpid()}"
+        self.prefix = f"10.77.{_free_subnet()}."
         self.hosts = [f"node{number}" for number in range(1, n_hosts + 1)]
         self.folder = folder
         names = "".join(f"{self.address(host)} {host}\n" for host in self.hosts)
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         self.enter = folder / "enter"
         inside = f'hostname "$0"; mount --bind "{folder}/hosts" /etc/hosts; exec "$@"'
-        self._script(
-            self.enter, f'exec ip netns exec "$host" unshare --uts --mount /bin/sh -c \'{inside}\' "$host" "$@"'
-        )
+        unshared = f"unshare --uts --mount /bin/sh -c '{inside}' \"$host\" \"$@\""
+        self._script(self.enter, f'exec ip netns exec "{self.id}-$host" {unshared}')
         # Open MPI starts its daemons through this instead of ssh. The hosts share everything but network and names.
         self.remote_shell = folder / "remote_shell"
         self._script(self.remote_shell, f'exec "{self.enter}" "$host" /bin/sh -c "$*"')
+
+    def namespace(self, host: str) -> str:
+        return f"{self.id}-{host}"
 
     @staticmethod
     def _script(path: Path, line: str) -> None:
@@ -56,7 +60,7 @@ class Network:
         path.chmod(0o755)
 
     def address(self, host: str) -> str:
-        return f"{PREFIX}{10 + int(host.removeprefix('node'))}"
+        return f"{self.prefix}{10 + int(host.removeprefix('node'))}"
 
     def command(self, host: str, words: Sequence[str]) -> list[str]:
         """The command line that runs ``words`` on a host."""
@@ -64,29 +68,31 @@ class Network:
 
     def up(self) -> None:
         self.down()
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{PREFIX}1/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
+        _ip("link", "add", self.id, "type", "bridge")
+        _ip("addr", "add", f"{self.prefix}1/24", "dev", self.id)
+        _ip("link", "set", self.id, "up")
         for host in self.hosts:
-            _ip("netns", "add", host)
-            _ip("link", "add", f"sf-{host}", "type", "veth", "peer", "name", "eth0", "netns", host)
-            _ip("link", "set", f"sf-{host}", "master", BRIDGE, "up")
-            _ip("-n", host, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
-            _ip("-n", host, "link", "set", "lo", "up")
+            name = self.namespace(host)
+            _ip("netns", "add", name)
+            _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", name, "master", self.id, "up")
+            _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "lo", "up")
         self.connect_all()
 
     def connect_all(self) -> None:
         """Every link up, as a test that took one down must leave it."""
         for host in self.hosts:
-            _ip("-n", host, "link", "set", "eth0", "up")
+            _ip("-n", self.namespace(host), "link", "set", "eth0", "up")
 
     def disconnect(self, host: str) -> None:
         """Take a host off the network; its processes run on."""
-        _ip("-n", host, "link", "set", "eth0", "down")
+        _ip("-n", self.namespace(host), "link", "set", "eth0", "down")
 
     def processes(self, host: str) -> list[psutil.Process]:
         """What runs on a host."""
-        listed = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, check=False).stdout
+        words = ["ip", "netns", "pids", self.namespace(host)]
+        listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout
         found = []
         for number in listed.split():
             try:
@@ -97,7 +103,7 @@ class Network:
 
     def listens(self, host: str, port: int) -> bool:
         """Whether something on a host takes connections at the port."""
-        words = ["ip", "netns", "exec", host, "cat", "/proc/net/tcp"]
+        words = ["ip", "netns", "exec", self.namespace(host), "cat", "/proc/net/tcp"]
         listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout
         return f":{port:04X} 00000000:0000 0A " in listed
 
@@ -113,10 +119,16 @@ class Network:
     def down(self) -> None:
         self.clear()
         for host in self.hosts:
-            subprocess.run(["ip", "netns", "del", host], capture_output=True, check=False)
+            subprocess.run(["ip", "netns", "del", self.namespace(host)], capture_output=True, check=False)
             # A namespace lives on, and with it the link, until its last process has gone.
-            subprocess.run(["ip", "link", "del", f"sf-{host}"], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+            subprocess.run(["ip", "link", "del", self.namespace(host)], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", self.id], capture_output=True, check=False)
+
+
+def _free_subnet() -> int:
+    """The n of a subnet 10.77.n.0/24 that no interface of this machine is in."""
+    taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+    return next(n for n in (*range(os.getpid() % 256, 256), *range(256)) if f"inet 10.77.{n}." not in taken)
 
 
 def _ip(*words: str) -> None:
