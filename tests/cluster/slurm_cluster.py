@@ -25,6 +25,7 @@ from tests.patience import PATIENCE, wait_for
 N_NODES = 4
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "scancel")
 # The daemons have patience with each other, and with jobs that are told to end, as slow machines need it.
+# A requeued job waits until its credential has expired: started sooner, a node may refuse it as revoked.
 _CONFIGURATION = """
 ClusterName=scorefleet
 SlurmctldHost={host}(127.0.0.1)
@@ -38,7 +39,7 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -92,16 +93,8 @@ class SlurmCluster:
     def state(self, job_id: str) -> str:
         return self.job(job_id)["JobState"]
 
-    def release_requeued(self) -> None:
-        """Let requeued jobs start now, not after the two minutes for which Slurm holds them."""
-        for line in self.command("squeue", "-h", "-tPD", "-o%i %r").splitlines():
-            job_id, reason = line.split(maxsplit=1)
-            if reason == "BeginTime":
-                # The command fails where the job has been cancelled or started by now.
-                self._run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        wait_for(condition, what, self.release_requeued, lambda: self.command("squeue", "-a"), pause=0.2)
+        wait_for(condition, what, explain=lambda: self.command("squeue", "-a"), pause=0.2)
 
     def wait_for_end(self, job_id: str) -> str:
         """The final state of a job: COMPLETED, FAILED, CANCELLED, TIMEOUT."""
