@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +60,7 @@ def train(
     config: Config,
     distributed: Distributed,
     stop: StopRequest,
-    starters: Mapping[str, str] | None = None,
+    starters: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Train from the beginning, or from the newest intact snapshot.
 

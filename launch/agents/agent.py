@@ -212,7 +212,8 @@ class Agent:
 
     def _bring_back(self) -> None:
         """Have the run back that ours was to overwrite and has not: it ends without a snapshot."""
-        if self._notes_end and read_run_file(self.workdir).get("starters", {}).get(RESTART_VARIABLE) == self._name:
+        starters = read_run_file(self.workdir).get("starters", {})
+        if self._notes_end and self._name in starters.get(RESTART_VARIABLE, ()):
             with contextlib.suppress(OSError, ValueError):
                 if bring_back(self.workdir):
                     self._show(f"{self.workdir}: the run that was to be overwritten is back\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,7 @@ back to where that one began."""
 
 
 def starters(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Who may start this command again, by the variable that says how often: what is the same at every start.
-
-    It stands in ``run.json`` of the run that the command begins.
-    """
+    """Who may start this process again, by the variable that says how often: what is the same at every start."""
     found = {RESTART_VARIABLE: environment.get(STARTER_VARIABLE)}
     found["SLURM_RESTART_COUNT"] = environment.get("SLURM_JOB_ID")
     if "TORCHELASTIC_RESTART_COUNT" in environment and (parent := psutil.Process().parent()) is not None:
@@ -38,17 +35,26 @@ def starters(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def of_restart(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def starters_of_all(ranks: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The ``starters`` of every rank together, because each node has its own; they stand in ``run.json``."""
+    return {name: sorted({rank[name] for rank in ranks if name in rank}) for name in COUNTS}
+
+
+def of_restart(
+    folder: Path, now: Mapping[str, Sequence[str]], environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
     """The settings that a restart has instead of its command's; none where no start before has begun the run.
+
+    Ranks may see another ``run.json``: one of them decides for all.
 
     Args:
         folder: of the run.
-        environment: says who has started the command, and how often.
+        now: ``starters_of_all``. One of those that began the run is enough: a launcher may replace a node.
+        environment: says how often the command has been started before.
     """
     counts = {name: environment.get(name, "0") for name in COUNTS}
     again = [name for name, count in counts.items() if count.isdigit() and int(count) > 0]
-    now = starters(environment)
     run = read_run_file(folder)
     # A run that began when run.json did not say by whom began by this command.
     before = run.get("starters", now) if run else {}
-    return OF_RESTART if any(before.get(name, "nobody") == now.get(name) for name in again) else {}
+    return OF_RESTART if any(set(before.get(name, ())) & set(now[name]) for name in again) else {}

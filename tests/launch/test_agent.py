@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.agents.restart import OF_RESTART, of_restart, starters
+from launch.agents.restart import OF_RESTART, of_restart, starters, starters_of_all
 from tests.configuration import configured
 from tests.system.command import NO_TIME_OUTS, SLOW_START, end, ranks_of, snapshot, start, wait_for_end, wait_until
 from util.run_file import read_run_file, update_run_file
@@ -90,15 +90,17 @@ def test_a_pause_of_the_whole_machine_is_no_failure(tmp_path: Path) -> None:
 def test_restarts_never_delete_nor_go_back(name: str, tmp_path: Path) -> None:
     first = {"SCOREFLEET_STARTER": "agent", "SLURM_JOB_ID": "7", name: "0"}
     again = {**first, name: "2"}
-    update_run_file(tmp_path, step=5, starters=starters(again))
-    assert of_restart(tmp_path, first) == {}
-    assert of_restart(tmp_path, again) == OF_RESTART
+    elsewhere = {**first, "SCOREFLEET_STARTER": "agent of another node", "SLURM_JOB_ID": "8"}
+    now = starters_of_all([starters(again)])
+    update_run_file(tmp_path, step=5, starters=starters_of_all([starters(elsewhere), starters(again)]))
+    assert of_restart(tmp_path, now, first) == {}
+    assert of_restart(tmp_path, now, again) == OF_RESTART
     # No start before has come to its first step: there is no run yet, or another, which is still to be overwritten.
-    assert of_restart(tmp_path / "absent", again) == {}
-    update_run_file(tmp_path / "other", step=5, starters=dict.fromkeys(starters(again), "other"))
-    assert of_restart(tmp_path / "other", again) == {}
+    assert of_restart(tmp_path / "absent", now, again) == {}
+    update_run_file(tmp_path / "other", step=5, starters={kind: ["other"] for kind in now})
+    assert of_restart(tmp_path / "other", now, again) == {}
     # A run from when run.json did not say who began it.
     update_run_file(tmp_path / "older", step=5)
-    assert of_restart(tmp_path / "older", again) == OF_RESTART
+    assert of_restart(tmp_path / "older", now, again) == OF_RESTART
     again = configured(overwrite=True, checkpoint="checkpoint_10.pth").with_values(**OF_RESTART)
     assert (again[RunOptions].overwrite, again[RunOptions].checkpoint) == (False, "")
