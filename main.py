@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
-from launch.agents.restart import of_restart, starters, starters_of_all
+from launch.agents.restart import agree_on_start
 from launch.options import LaunchOptions
 from launch.start import become_rank
 from trainers.systems import SHARED, SYSTEMS, find_system
@@ -14,7 +14,6 @@ from util.command_line import parse
 from util.config import Catalogue, Config
 from util.errors import EXIT_USAGE, UsageError
 from util.run_options import RunOptions
-from util.stop import StopRequest
 
 OPTIONS = Catalogue((*SHARED, LaunchOptions, EvaluationOptions, PeriodicEvaluationOptions), SYSTEMS, find_system)
 
@@ -40,17 +39,9 @@ def main(argv: list[str]) -> int:
     from evaluators.run import PeriodicEvaluation, evaluate  # torch takes seconds, and the agent does not need it
     from launch.worker import run_rank
     from trainers.run import load_model, train
-    from util.distributed import Distributed
 
-    if not run.trains:
-        return run_rank(options, place, partial(evaluate, load_model, config))
-
-    def train_or_go_on(distributed: Distributed, stop: StopRequest) -> None:
-        everyone = starters_of_all(distributed.gather(starters()))
-        of_this_start = distributed.from_main(lambda: of_restart(run.folder, everyone))
-        train(PeriodicEvaluation, config.with_values(**of_this_start), distributed, stop, everyone)
-
-    return run_rank(options, place, train_or_go_on)
+    work = partial(train, PeriodicEvaluation, agree_on_start) if run.trains else partial(evaluate, load_model)
+    return run_rank(options, place, partial(work, config))
 
 
 if __name__ == "__main__":

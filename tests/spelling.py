@@ -211,7 +211,9 @@ class ActivationNorm(bijections.ActivationNorm):
 
 
 class MixtureCoupling(coupling.MixtureCoupling):
-    def __init__(self, shape, *, published_behaviour=False, **given):
+    def __init__(self, shape, *sizes, published_behaviour=False, **given):
+        names = ("n_filters", "n_blocks", "n_components", "n_heads", "context_channels", "weight_norm")
+        given |= dict(zip(names, sizes, strict=False))
         super().__init__(shape, SimpleNamespace(**given, floored=of_scoreflow(published_behaviour).floored))
 
 

@@ -38,6 +38,7 @@ from util.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
+
 class MakesEvaluation(Protocol):
     """What knows how to evaluate a model now and then; ``evaluators.run.PeriodicEvaluation``."""
 
@@ -55,12 +56,16 @@ class MakesEvaluation(Protocol):
     ) -> Evaluation: ...
 
 
+AgreesOnStart = Callable[[Path, Distributed], tuple[Mapping[str, Any], Mapping[str, Sequence[str]]]]
+"""Says what a start that follows another one does not take from its command, and who may start it again."""
+
+
 def train(
     evaluation: MakesEvaluation,
+    agree_on_start: AgreesOnStart,
     config: Config,
     distributed: Distributed,
     stop: StopRequest,
-    starters: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Train from the beginning, or from the newest intact snapshot.
 
@@ -69,15 +74,17 @@ def train(
 
     Args:
         evaluation: makes what is evaluated during training.
+        agree_on_start: for the folder of the run; who may start it again is kept in run.json.
         config: of the command.
         distributed: this process's place.
         stop: asked for by a signal.
-        starters: who may start this command again; kept in run.json (``launch.agents.restart``).
 
     Raises:
         UsageError: bad settings, data or snapshots.
         Preempted, RunFailed: as the loop.
     """
+    of_this_start, starters = agree_on_start(config[RunOptions].folder, distributed)
+    config = config.with_values(**of_this_start)
     check_config(config)
     config = with_total_batch_size(config, distributed.world_size)
     system = find_system(config[RunOptions].system)
@@ -97,7 +104,7 @@ def train(
     data = kept_contents(datasets, run.folder, resumed and distributed.is_main)
     log.status(
         world_size=distributed.world_size, hosts=hosts, data=data, started=time.time(), exit_reason=None,
-        starters=dict(starters or {}), **chosen,
+        starters=dict(starters), **chosen,
     )  # fmt: skip
     checkpoints = run.folder / "checkpoints"
     snapshots = SnapshotWriter(checkpoints, on_saved(log)) if distributed.is_main else None

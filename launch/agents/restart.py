@@ -10,11 +10,14 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from util.run_file import read_run_file
+
+if TYPE_CHECKING:
+    from util.distributed import Distributed
 
 RESTART_VARIABLE = "SCOREFLEET_RESTART_COUNT"
 STARTER_VARIABLE = "SCOREFLEET_STARTER"
@@ -58,3 +61,9 @@ def of_restart(
     # A run that began when run.json did not say by whom began by this command.
     before = run.get("starters", now) if run else {}
     return OF_RESTART if any(set(before.get(name, ())) & set(now[name]) for name in again) else {}
+
+
+def agree_on_start(folder: Path, distributed: Distributed) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """``of_restart`` and ``starters_of_all``, the same on all ranks."""
+    now = starters_of_all(distributed.gather(starters()))
+    return distributed.from_main(lambda: of_restart(folder, now)), now

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from models.flowpp import logistic_mixture
-from models.flowpp.bijections import SMALLEST_GAIN, PointwiseMap
+from models.flowpp.bijections import SMALLEST_GAIN, ActivationNorm, PointwiseMap
+from models.flowpp.coupling import MixtureCoupling
 from models.flowpp.layers import Convolution, NormalizedConvolution
-from tests.spelling import ActivationNorm, MixtureCoupling
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 1e-4, "f64": 1e-9}

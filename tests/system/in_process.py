@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evaluators.run import PeriodicEvaluation, evaluate
+from launch.agents.restart import agree_on_start
 from launch.options import LaunchOptions
 from launch.places import find_place
 from launch.places.topology import RankPlace
@@ -33,7 +34,8 @@ def run_here(workdir: Path, **options: Any) -> None:
     config = parse_config(arguments(workdir, **options)[2:])
     find_place(config[LaunchOptions])
     device = choose_device(config[LaunchOptions].device, RankPlace(0, 0, 1, 1))
-    work = partial(train, PeriodicEvaluation) if config[RunOptions].trains else partial(evaluate, load_model)
+    trains = partial(train, PeriodicEvaluation, agree_on_start)
+    work = trains if config[RunOptions].trains else partial(evaluate, load_model)
     work(config, Distributed(device=device), NeverStopped())
 
 

@@ -113,7 +113,7 @@ def test_options_of_the_command(case: str, tmp_path: Path) -> None:
 def test_a_total_batch_that_does_not_divide_among_ranks(tmp_path: Path) -> None:
     words = arguments(tmp_path / "run", **TINY, total_batch_size=9)[2:]
     with pytest.raises(UsageError, match="--total_batch_size 9 does not divide among 2 ranks"):
-        train(PeriodicEvaluation, parse_config(words), Distributed(world_size=2), NeverStopped())
+        train(PeriodicEvaluation, lambda *_: ({}, {}), parse_config(words), Distributed(world_size=2), NeverStopped())
 
 
 CONFIGS = {

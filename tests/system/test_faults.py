@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,13 +115,9 @@ def test_full_disk(undisturbed: Path, tmp_path: Path) -> None:
         process = start(disk / "run", **OPTIONS)
         wait_until(lambda: read_run_file(disk / "run").get("step", 0) >= 5, process)
         ballast = disk / "ballast"
-        with ballast.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 16))
-                    file.flush()
-            except OSError:
-                pass
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
         output = end(process, 1)
         assert "No space left" in output or "could not be written" in output
         saved = max(entry.step for entry in _intact(disk / "run"))
