@@ -66,15 +66,13 @@ def parse(argv: Sequence[str], catalogue: Catalogue, prog: str = "main.py") -> C
         settings = _recorded(earlier, catalogue) | settings
     system, network = (_chosen(rest, settings, catalogue, key) for key in ("system", "name"))
     wanted = _help_wanted(rest)
-    if wanted == "overview":
-        sys.stdout.write(overview(catalogue, prog) if not _names(rest, "system") else "")
     if wanted == "overview" and not _names(rest, "system"):
+        sys.stdout.write(overview(catalogue, prog))
         raise SystemExit(0)
     network = catalogue.network(system, network)
     groups = catalogue.groups(system, network)
     if wanted:
-        parser = make_parser(_every_group(catalogue) if wanted == "all" else groups, prog)
-        parser.print_help()
+        make_parser(catalogue.every_group() if wanted == "all" else groups, prog).print_help()
         raise SystemExit(0)
     settings, notes = _of_groups(settings, groups, catalogue, system)
     parser = make_parser(groups, prog)
@@ -182,11 +180,6 @@ def _help_wanted(argv: Sequence[str]) -> str:
     return ""
 
 
-def _every_group(catalogue: Catalogue) -> list[type]:
-    own = [group for reads in catalogue.systems.values() for group in (*reads.options, *reads.networks.values())]
-    return [*catalogue.shared, *own]
-
-
 def _configuration_files(argv: Sequence[str]) -> tuple[list[Path], list[Path], list[str]]:
     """The -cc files, the -sc files, and the rest of the command line."""
     common: list[Path] = []
@@ -258,7 +251,7 @@ def _of_groups(
     known = {option.flag: option for group in groups for option in options_of(group)}
     fixed = published_keys(groups)
     every = catalogue.every(system)
-    everyones_fixed = published_keys(_every_group(catalogue))
+    everyones_fixed = published_keys(catalogue.every_group())
     chosen: dict[str, Setting] = {}
     passed_over: list[str] = []
     for key, setting in settings.items():

@@ -71,13 +71,14 @@ class Catalogue:
             raise UsageError(f"--name {name} is no network of --system {system}; use {' or '.join(networks)}")
         return name or next(iter(networks))
 
+    def every_group(self, *first: str) -> list[type]:
+        """What is shared, then what the systems ``first`` read, then what all others read."""
+        everybody = [*map(self.find, first), *self.systems.values()]
+        return [*self.shared, *(group for reads in everybody for group in (*reads.options, *reads.networks.values()))]
+
     def every(self, system: str) -> dict[str, Option]:
         """All options by flag, of ``system`` and then of all others."""
-        everybody = [self.find(system), *self.systems.values()]
-        groups = [*self.shared]
-        for reads in everybody:
-            groups += [*reads.options, *reads.networks.values()]
-        options = [option for group in groups for option in options_of(group)]
+        options = [option for group in self.every_group(system) for option in options_of(group)]
         return {option.flag: option for option in reversed(options)}
 
     def default(self, flag: str) -> Any:
