@@ -22,6 +22,7 @@ demo: setup
 	$(DEMO_RUN) --mode eval --eval_folder nelbo_fid --eval_likelihood --eval_fid --eval_sample --eval_fid_samples 1500
 	@echo
 	@$(BIN)/python -m evaluators.summary $(DEMO) nelbo_fid
+	@$(BIN)/python -m evaluators.report $(DEMO) -o $(DEMO)/report.html
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,9 +32,9 @@ lint: setup
 test: lint cluster-tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope
 
-# Programs that tests/cluster runs: Slurm, network namespaces, container builds. Without them those tests are skipped.
-CLUSTER_PROGRAMS := slurmctld slurmd srun munged ip ps buildah debootstrap
-CLUSTER_PACKAGES := slurm-wlm munge iproute2 procps buildah debootstrap
+# Programs that tests run: Slurm, network namespaces, container builds, a browser. Without them those tests are skipped.
+CLUSTER_PROGRAMS := slurmctld slurmd srun munged ip ps buildah debootstrap chromium
+CLUSTER_PACKAGES := slurm-wlm munge iproute2 procps buildah debootstrap chromium
 
 cluster-tools:
 	@missing=""; \

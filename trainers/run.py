@@ -30,11 +30,13 @@ from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError
 from util.option_values import written
+from util.run_file import read_run_file, with_start
 from util.run_folder import check_run_folder, take_run_folder
 from util.run_log import RunLog
 from util.run_options import RunOptions
 from util.snapshot import SnapshotWriter, choose_snapshot, inspect_snapshot, read_snapshot
 from util.stop import StopRequest
+from util.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +104,10 @@ def train(
     log = RunLog(run.folder, distributed.is_main)
     hosts = sorted(set(distributed.gather(socket.gethostname())))
     data = kept_contents(datasets, run.folder, resumed and distributed.is_main)
-    log.status(
-        world_size=distributed.world_size, hosts=hosts, data=data, started=time.time(), exit_reason=None,
-        starters=dict(starters), **chosen,
-    )  # fmt: skip
+    place: dict[str, Any] = {"world_size": distributed.world_size, "hosts": hosts, "started": time.time()}
+    before = read_run_file(run.folder) if resumed else {}
+    starts = with_start(before, **place, step=first_step, versions=versions())
+    log.status(**place, starts=starts, data=data, exit_reason=None, starters=dict(starters), **chosen)
     checkpoints = run.folder / "checkpoints"
     snapshots = SnapshotWriter(checkpoints, on_saved(log)) if distributed.is_main else None
     batches = _batches(config, distributed, datasets["train"], first_step)
