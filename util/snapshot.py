@@ -1,20 +1,23 @@
 """Snapshots that survive a kill at any instant, and are never loaded when damaged.
 
-A snapshot is an ordinary ``torch.save`` file (a zip archive); its archive comment holds the step and a SHA-256 of
-everything before the comment, so one file carries data and check and ``torch.load`` needs to know nothing of it.
+A snapshot is an ordinary ``torch.save`` file (a zip archive); its archive comment holds the step, which one of its run
+it is, and a SHA-256 of everything before the comment, so one file carries data and check and ``torch.load`` needs to
+know nothing of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import queue
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -36,16 +39,16 @@ _BLOCK = 1 << 20
 _END_RECORD = 22  # bytes of a zip archive's end record without its comment
 
 
-def _digest(path: Path, length: int) -> str:
+def _digest(file: IO[bytes], length: int) -> str:
     """SHA-256 of the first ``length`` bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while length > 0:
-            block = file.read(min(_BLOCK, length))
-            if not block:
-                break
-            digest.update(block)
-            length -= len(block)
+    file.seek(0)
+    while length > 0:
+        block = file.read(min(_BLOCK, length))
+        if not block:
+            break
+        digest.update(block)
+        length -= len(block)
     return digest.hexdigest()
 
 
@@ -69,13 +72,14 @@ class _HashingWriter:
         self.file.flush()
 
 
-def write_snapshot(path: Path, state: dict[str, Any]) -> str:
+def write_snapshot(path: Path, state: dict[str, Any], number: int = 0) -> str:
     """Write, flush, read back, and only then put in place. Whatever writes a snapshot, writes it here.
 
     Args:
         path: the file to replace.
         state: tensors and plain containers: ``step``, ``config``, ``networks``, ``emas``, ``optimizers``, ``scaler``.
             The number of the format and the versions of what wrote it are added.
+        number: greater than that of every snapshot that the run has written before; 0 of one that is of no run.
 
     Returns:
         The snapshot's SHA-256.
@@ -88,7 +92,8 @@ def write_snapshot(path: Path, state: dict[str, Any]) -> str:
         try:
             torch.save({"format": FORMAT, "versions": versions(), **state}, cast(IO[bytes], writer))
             checksum = writer.digest.hexdigest()
-            comment = json.dumps({"step": int(state["step"]), "sha256": checksum}).encode()
+            note = {"step": int(state["step"]), "sha256": checksum, **({"number": number} if number else {})}
+            comment = json.dumps(note).encode()
             length = writer.file.tell() - 2
             writer.file.seek(length)
             writer.file.write(len(comment).to_bytes(2, "little") + comment)
@@ -96,48 +101,98 @@ def write_snapshot(path: Path, state: dict[str, Any]) -> str:
             os.fsync(writer.file.fileno())
         finally:
             writer.file.close()
-        if _digest(temporary, length) != checksum:
-            raise OSError(f"{path}: the file read back differs from what was written")
+        with temporary.open("rb") as file:
+            if _digest(file, length) != checksum:
+                raise OSError(f"{path}: the file read back differs from what was written")
     return checksum
 
 
 @dataclass(frozen=True)
 class SnapshotFile:
-    """An intact snapshot on disk."""
+    """A snapshot on disk, by what its comment says.
+
+    Attributes:
+        path: the file.
+        step: completed steps.
+        sha256: of its contents.
+        number: which one of its run it is, from 1; 0 where it does not say.
+        length: bytes that the checksum is of.
+    """
 
     path: Path
     step: int
     sha256: str
+    number: int = 0
+    length: int = 0
+
+    def age(self) -> tuple[int, bool, int]:
+        """Sorts from the oldest to the newest.
+
+        A run that was continued from an earlier step, with ``--checkpoint``, has later snapshots of smaller steps, and
+        a copy of a run may have lost the times of its files. So the number counts; where there is none, the running
+        one is the newest, and of the others that of the largest step.
+        """
+        return self.number, self.path.name == RUNNING, self.step
 
 
 class DamagedSnapshot(Exception):
-    """The file is not what was written; the message says in which way."""
+    """The file is not what was written, or cannot be read; the message says in which way."""
 
 
 def inspect_snapshot(path: Path) -> SnapshotFile:
     """Check a snapshot without loading it.
 
     Raises:
-        DamagedSnapshot: truncated, altered, or not one of ours.
+        DamagedSnapshot: truncated, altered, not one of ours, not a file, or not to be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 1024))
-        tail = file.read()
+    with _opened(path) as file:
+        found = _read_comment(path, file)
+        if _digest(file, found.length) != found.sha256:
+            raise DamagedSnapshot("its contents do not match its checksum")
+    return found
+
+
+def _read_snapshot_comment(path: Path) -> SnapshotFile:
+    """What a snapshot says of itself; raises DamagedSnapshot where it says nothing."""
+    with _opened(path) as file:
+        return _read_comment(path, file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, open to read; DamagedSnapshot for whatever is wrong with it. Does not wait for a pipe's other end."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DamagedSnapshot("it is no file")
+            yield file
+    except IsADirectoryError:
+        raise DamagedSnapshot("it is a folder") from None
+    except FileNotFoundError:
+        raise DamagedSnapshot("it is a link to nothing" if path.is_symlink() else "it is gone") from None
+    except OSError as error:
+        raise DamagedSnapshot(f"it cannot be read ({error.strerror or error})") from None
+
+
+def _read_comment(path: Path, file: IO[bytes]) -> SnapshotFile:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1024))
+    tail = file.read()
     position = tail.rfind(b"PK\x05\x06")
     if position < 0 or len(tail) < position + _END_RECORD:
         raise DamagedSnapshot("it is truncated")
     comment = tail[position + _END_RECORD :]
     try:
         note = json.loads(comment)
-        step, checksum = int(note["step"]), str(note["sha256"])
-    except (ValueError, KeyError, TypeError):
+        step, checksum, number = note["step"], note["sha256"], note.get("number", 0)
+        known = note.keys() <= {"step", "sha256", "number"} and isinstance(checksum, str)
+        if not known or not all(type(value) is int and 0 <= value < 1 << 63 for value in (step, number)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedSnapshot("its checksum is missing or damaged") from None
     if int.from_bytes(tail[position + 20 : position + 22], "little") != len(comment):
         raise DamagedSnapshot("its end record is damaged")
-    if _digest(path, size - len(comment) - 2) != checksum:
-        raise DamagedSnapshot("its contents do not match its checksum")
-    return SnapshotFile(path, step, checksum)
+    return SnapshotFile(path, step, checksum, number, size - len(comment) - 2)
 
 
 def read_snapshot(path: Path) -> dict[str, Any]:
@@ -169,18 +224,22 @@ def checked_snapshot(state: Any, path: Path) -> dict[str, Any]:
 
 
 def find_snapshots(folder: Path, say: Callable[[str], None]) -> SnapshotFile | None:
-    """The newest intact snapshot in a checkpoint folder, or None.
+    """The newest intact snapshot in a checkpoint folder, or None; see ``SnapshotFile.age``.
 
-    That is the running one, or else the one written last: after a run was continued from an earlier step the largest
-    step need not be the newest. Damaged ones are passed over with a line to ``say`` each.
+    What cannot be used, whatever it is, is passed over with a line to ``say``.
     """
     found = []
-    for path in folder.glob("checkpoint*.pth"):
+    for path in sorted(folder.glob("checkpoint*.pth")):
         try:
-            found.append(inspect_snapshot(path))
+            found.append(_read_snapshot_comment(path))
         except DamagedSnapshot as damage:
             say(f"{path}: {damage}; it is not used")
-    return max(found, key=lambda entry: (entry.path.name == RUNNING, entry.path.stat().st_mtime), default=None)
+    for candidate in sorted(found, key=SnapshotFile.age, reverse=True):
+        try:
+            return inspect_snapshot(candidate.path)
+        except DamagedSnapshot as damage:
+            say(f"{candidate.path}: {damage}; it is not used")
+    return None
 
 
 def choose_snapshot(folder: Path, name: str, flag: str) -> Path | None:
@@ -192,7 +251,7 @@ def choose_snapshot(folder: Path, name: str, flag: str) -> Path | None:
     if not name:
         newest = find_snapshots(folder, logger.warning)
         return newest.path if newest is not None else None
-    path = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
+    path = next((path for path in (folder / name, Path(name)) if os.path.lexists(path)), None)
     if path is None:
         present = ", ".join(sorted(entry.name for entry in folder.glob("*.pth"))) or "nothing"
         raise UsageError(f"{flag} {name}: no such file; {folder} holds {present}")
@@ -218,6 +277,7 @@ class SnapshotWriter:
         self.folder = folder
         self.on_saved = on_saved
         self.error: Exception | None = None
+        self._number = 0
         self._jobs: queue.Queue[tuple[dict[str, Any], bool] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._work, name="snapshot writer", daemon=True)
         self._thread.start()
@@ -267,20 +327,40 @@ class SnapshotWriter:
     def _write(self, state: dict[str, Any], keep: bool) -> None:
         running, fresh = self.folder / RUNNING, self.folder / f".{RUNNING}.new.tmp"
         remove_leftovers(self.folder)
-        checksum = write_snapshot(fresh, state)
+        self._number = (self._number or _largest_number(self.folder)) + 1
+        checksum = write_snapshot(fresh, state, self._number)
         if keep:
             _second_name(fresh, self.folder / f"checkpoint_{int(state['step'])}.pth")
-        if running.exists():
+        if running.is_file():
             _second_name(running, self.folder / PREVIOUS)
+        _make_way(running)
         os.replace(fresh, running)
         flush_folder(self.folder)
-        self.on_saved(SnapshotFile(running, int(state["step"]), checksum))
+        self.on_saved(SnapshotFile(running, int(state["step"]), checksum, self._number))
+
+
+def _largest_number(folder: Path) -> int:
+    """Of the snapshots in a folder, damaged ones included as far as they say so."""
+    numbers = [0]
+    for path in folder.glob("checkpoint*.pth"):
+        with contextlib.suppress(DamagedSnapshot):
+            numbers.append(_read_snapshot_comment(path).number)
+    return max(numbers)
+
+
+def _make_way(path: Path) -> None:
+    """A folder that has the name of a snapshot gets another one."""
+    if path.is_dir() and not path.is_symlink():
+        other = path.with_name(f"{path.name}.folder_{time.time_ns()}")
+        path.rename(other)
+        logger.warning("%s: a folder has the name of a snapshot; it is now %s", path, other.name)
 
 
 def _second_name(path: Path, name: Path) -> None:
     """Give ``path`` another name, replacing what had it, without a moment at which either is missing."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
+    _make_way(name)
     try:
         os.link(path, temporary)
     except OSError:  # a file system without hard links

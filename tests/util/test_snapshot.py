@@ -1,5 +1,10 @@
 """Snapshots: whole or absent, and never used when damaged."""
 
+import json
+import os
+import random
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from util.snapshot import (
     RUNNING,
     DamagedSnapshot,
     SnapshotWriter,
+    choose_snapshot,
     copy_to_cpu,
     find_snapshots,
     inspect_snapshot,
@@ -133,3 +139,125 @@ def test_a_snapshot_says_its_format_and_older_and_newer_ones_are_told_apart(tmp_
     write_snapshot(tmp_path / "newer.pth", {**state, "format": FORMAT + 1})
     with pytest.raises(UsageError, match="update the program"):
         read_snapshot(tmp_path / "newer.pth")
+
+
+def with_comment(path: Path, **note: object) -> None:
+    """Change what the comment of a snapshot says."""
+    write_snapshot(path, state(7))
+    content = path.read_bytes()
+    position = content.rfind(b"PK\x05\x06")
+    comment = json.dumps({**json.loads(content[position + 22 :]), **note}).encode()
+    path.write_bytes(content[: position + 20] + len(comment).to_bytes(2, "little") + comment)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(path.parent)  # the length of an address is limited
+        try:
+            listener.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+UNUSABLE: dict[str, Callable[[Path], object]] = {
+    "a link to nothing": lambda path: path.symlink_to("nowhere.pth"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link through a file": lambda path: path.symlink_to(f"{RUNNING}/x"),
+    "a folder": Path.mkdir,
+    "a pipe that nobody writes to": os.mkfifo,
+    "a socket": a_socket,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "what cannot be read": lambda path: path.symlink_to("/proc/self/mem"),
+    "an infinite step": lambda path: with_comment(path, step=float("inf")),
+    "a step that is no number": lambda path: with_comment(path, step=None),
+    "a step that no run comes to": lambda path: with_comment(path, step=10**400),
+    "a step before the first": lambda path: with_comment(path, step=-1),
+    "a number that is none": lambda path: with_comment(path, number=1e300),
+    "a comment that is a list": lambda path: path.write_bytes(b"PK\x05\x06" + bytes(16) + b"\x02\x00[]"),
+    "a comment of brackets": lambda path: path.write_bytes(b"PK\x05\x06" + bytes(16) + b"\xe0\x03" + b"[" * 992),
+    "nothing": Path.touch,
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize("name", ["checkpoint_5.pth", PREVIOUS])
+def test_what_cannot_be_used_is_passed_over_with_a_line(kind: str, name: str, tmp_path: Path) -> None:
+    """Whatever it is: the intact one beside it is found, and the run's next ones take their places."""
+    write_all(tmp_path, [3])
+    UNUSABLE[kind](tmp_path / name)
+    said: list[str] = []
+    found = find_snapshots(tmp_path, said.append)
+    assert found is not None
+    assert (found.path.name, found.step) == (RUNNING, 3)
+    assert [line.startswith(f"{tmp_path / name}: ") for line in said] == [True]
+    assert "\n" not in said[0]
+    with pytest.raises(UsageError, match=name):
+        choose_snapshot(tmp_path, name, "--checkpoint")
+    write_all(tmp_path, [4, 5], keep=True)
+    assert inspect_snapshot(tmp_path / "checkpoint_5.pth").step == 5
+    assert inspect_snapshot(tmp_path / PREVIOUS).step == 4
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_the_running_one_cannot_be_used(kind: str, tmp_path: Path) -> None:
+    write_all(tmp_path, [3, 4])
+    (tmp_path / RUNNING).unlink()
+    UNUSABLE[kind](tmp_path / RUNNING)
+    found = find_snapshots(tmp_path, lambda line: None)
+    assert found is not None
+    assert found.step == 3
+    write_all(tmp_path, [5])
+    assert inspect_snapshot(tmp_path / RUNNING).step == 5
+
+
+def without_times(folder: Path) -> None:
+    """As a copy is that keeps no times: they are those of the copying, in any order."""
+    paths = sorted(folder.iterdir())
+    random.Random(4).shuffle(paths)
+    for time, path in enumerate(paths):
+        os.utime(path, (time, time))
+
+
+def test_the_newest_of_a_copy_without_times(tmp_path: Path) -> None:
+    write_all(tmp_path, [3, 6, 9, 12], keep=True)
+    for path in tmp_path.iterdir():  # no longer names of one file
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    without_times(tmp_path)
+    for name, step in ((RUNNING, 12), ("checkpoint_12.pth", 12), (PREVIOUS, 9), ("checkpoint_9.pth", 9)):
+        found = find_snapshots(tmp_path, lambda line: None)
+        assert found is not None
+        assert found.step == step
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / RUNNING).write_bytes((tmp_path / "checkpoint_3.pth").read_bytes())  # copied while the run went on
+    assert choose_snapshot(tmp_path, "", "--checkpoint") == tmp_path / "checkpoint_6.pth"
+
+
+def test_a_run_that_went_back_goes_on_from_there(tmp_path: Path) -> None:
+    """Whatever the times say: what it has written since is newer than a larger step from before."""
+    write_all(tmp_path, [10, 20, 30], keep=True)
+    write_all(tmp_path, [11, 12], keep=True)
+    without_times(tmp_path)
+    for name, step in ((RUNNING, 12), ("checkpoint_12.pth", 12), (PREVIOUS, 11), ("checkpoint_11.pth", 11)):
+        found = find_snapshots(tmp_path, lambda line: None)
+        assert found is not None
+        assert found.step == step
+        (tmp_path / name).unlink()
+    assert choose_snapshot(tmp_path, "", "--checkpoint") == tmp_path / "checkpoint_30.pth"
+
+
+def test_snapshots_that_bear_no_number(tmp_path: Path) -> None:
+    """Those of earlier versions: the running one is the newest, then the largest step; what follows is newer."""
+    for name, step in ((RUNNING, 8), (PREVIOUS, 7), ("checkpoint_9.pth", 9), ("checkpoint_5.pth", 5)):
+        write_snapshot(tmp_path / name, state(step))
+    without_times(tmp_path)
+    for name in (RUNNING, "checkpoint_9.pth", PREVIOUS, "checkpoint_5.pth"):
+        assert choose_snapshot(tmp_path, "", "--checkpoint") == tmp_path / name
+        (tmp_path / name).rename(tmp_path / f"was_{name}")
+    for name in (RUNNING, "checkpoint_9.pth", PREVIOUS):
+        (tmp_path / f"was_{name}").rename(tmp_path / name)
+    write_all(tmp_path, [6], keep=True)
+    (tmp_path / RUNNING).unlink()
+    assert choose_snapshot(tmp_path, "", "--checkpoint") == tmp_path / "checkpoint_6.pth"
