@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +16,7 @@ from evaluators.compare import ComparesSamplers
 from evaluators.detectors import load_detector
 from evaluators.evaluate import EvaluationSettings, check_likelihoods, run_evaluations
 from evaluators.fid import statistics_of_file
+from evaluators.follow import follow
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
 from evaluators.settings import check_evaluation, compares_with_data, settings_due, settings_from
 from util.config import Config
@@ -68,7 +70,7 @@ def needs_data(config: Config, has_likelihood: bool) -> bool:
 
 
 def evaluate(load: Load, config: Config, distributed: Distributed, stop: StopRequest) -> None:
-    """Evaluate the snapshot that ``--ckpt_file`` names, or the newest intact one.
+    """Evaluate the snapshot that ``--ckpt_file`` names, or the newest intact one, or with ``--follow`` all to come.
 
     Args:
         load: makes the model of a snapshot.
@@ -79,29 +81,53 @@ def evaluate(load: Load, config: Config, distributed: Distributed, stop: StopReq
     Raises:
         UsageError: bad settings, data or snapshot.
         Preempted: some rank was asked to stop; finished chunks are kept.
+        RunFailed: as ``evaluators.follow.follow``.
     """
     if distributed.device.type == "cpu":
         # How sums are split among threads shows in the last bits, which an adaptive solver amplifies; the number of
         # threads follows the number of ranks, but values must not.
         torch.set_num_threads(1)
-    loaded = load(config, distributed, config[EvaluationOptions].ckpt_file, needs_data)
+    run, options = config[RunOptions], config[EvaluationOptions]
+    try:
+        if run.follow:
+            follow(partial(evaluate_snapshot, load), config, distributed, stop)
+        else:
+            folder = run.folder / options.eval_folder
+            evaluate_snapshot(load, config, distributed, stop, options.ckpt_file, folder)
+    except Preempted as stopped:
+        logger.info("%s; the same command goes on from here", stopped)
+        raise
+
+
+def evaluate_snapshot(
+    load: Load, config: Config, distributed: Distributed, stop: StopRequest, ckpt_file: str, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Evaluate one snapshot into ``folder``, and say what came out.
+
+    Args:
+        load, config, distributed, stop: as ``evaluate``.
+        ckpt_file: names the snapshot; empty for the newest intact one.
+        folder: for ``results.json``.
+
+    Returns:
+        The entries of ``results.json``.
+
+    Raises:
+        UsageError, Preempted: as ``evaluate``.
+    """
+    loaded = load(config, distributed, ckpt_file, needs_data)
     if distributed.is_main:
         logger.info("evaluating %s (step %d)", loaded.path, loaded.step)
     run, options = config[RunOptions], config[EvaluationOptions]
-    folder = run.folder / options.eval_folder
     settings = settings_from(loaded.config)
     if run.mode == "sample" and isinstance(loaded.model, ComparesSamplers):
         # Samplers of a few steps: how they come about is always worth a look.
         settings = replace(settings, eval_trajectory=True)
     stop.listen()  # from here on there is something to keep, and every chunk looks at the request
-    try:
-        results = run_evaluations(
-            loaded.model, loaded.datasets["train"], loaded.datasets[options.eval_split], settings, folder,
-            distributed, stop, loaded.step, loaded.digest,
-        )  # fmt: skip
-    except Preempted as stopped:
-        logger.info("%s; the same command goes on from here", stopped)
-        raise
+    results = run_evaluations(
+        loaded.model, loaded.datasets["train"], loaded.datasets[options.eval_split], settings, folder,
+        distributed, stop, loaded.step, loaded.digest,
+    )  # fmt: skip
     if distributed.is_main:
         for name, entry in results.items():
             if "value" in entry:
@@ -110,6 +136,7 @@ def evaluate(load: Load, config: Config, distributed: Distributed, stop: StopReq
                 value = f"{entry['value']:.6g}{spread} {entry['unit']}"
                 logger.info("%s = %s (%d samples)", name, value, entry["n_samples"])
         logger.info("results are in %s", folder / "results.json")
+    return results
 
 
 @dataclass

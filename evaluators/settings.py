@@ -32,6 +32,8 @@ def check_evaluation(config: Config, has_likelihood: bool) -> None:
         )
     if run.trains:
         return
+    if run.follow and (run.mode != "eval" or options.ckpt_file):
+        raise UsageError("--follow evaluates every kept snapshot of a run: use --mode eval without --ckpt_file")
     if run.mode == "eval" and not any(getattr(options, name) for name in ASKED_FOR):
         raise UsageError("--mode eval: say what, with " + ", ".join(f"--{name}" for name in ASKED_FOR))
     folder = PurePosixPath(options.eval_folder)

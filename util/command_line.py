@@ -146,10 +146,11 @@ def _argument(option: Option) -> dict[str, Any]:
         "default": option.default,
         "dest": option.flag,
         "help": option.metadata["help"].replace("%", "%%") + f" [{written(option.default) or 'none'}]",
-        "metavar": "|".join(map(written, choices)) if choices else METAVARS.get(option.kind, "N,N,..."),
+        "metavar": "|".join(filter(None, map(written, choices))) if choices else METAVARS.get(option.kind, "N,N,..."),
     }
-    if option.kind is bool:
-        argument |= {"nargs": "?", "const": True}
+    alone = True if option.kind is bool else option.metadata["alone"]
+    if alone is not None:
+        argument |= {"nargs": "?", "const": alone}
     return argument
 
 

@@ -33,6 +33,7 @@ def option(
     maximum: float | None = None,
     flag: str = "",
     path: bool = False,
+    alone: Any = None,
     once: bool = False,
     only_trains: bool = False,
     evaluated_anew: bool = False,
@@ -47,13 +48,15 @@ def option(
         minimum, above, maximum: bounds on a number; ``above`` is exclusive.
         flag: its name on the command line and in files; the field's own where it is empty.
         path: of a file or folder, in which ``~`` is the home folder.
+        alone: what the flag means without a value; None where it needs one. That of a bool is True.
         once: it counts for the command that gives it, and is not kept with the run.
         only_trains: it defines the run, but not what comes out of an evaluation of its model.
         evaluated_anew: it defines the run, and an evaluation may ask for another value than the run's.
     """
     metadata = {
         "help": help, "effect": effect, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum,
-        "flag": flag, "path": path, "once": once, "only_trains": only_trains, "evaluated_anew": evaluated_anew,
+        "flag": flag, "path": path, "alone": alone, "once": once, "only_trains": only_trains,
+        "evaluated_anew": evaluated_anew,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -27,6 +27,11 @@ class RunOptions:
         "", "with --mode continue: file in workdir/checkpoints to start from; default the newest intact one",
         effect=PLACE, path=True, once=True,
     )  # fmt: skip
+    follow: str = option(
+        "", "with --mode eval: evaluate each kept snapshot (--save_freq) of a run that trains elsewhere, into "
+        "eval_folder/step_<n>, until it has finished: in order, or the newest first; --follow alone is in order",
+        choices=("", "order", "newest"), effect=PLACE, once=True, alone="order",
+    )  # fmt: skip
     cont_nbr: int = option(
         0, "number of this continuation: N > 0 continues with fresh noise, 0 exactly as if never stopped",
         minimum=0, effect=PLACE,

@@ -242,6 +242,23 @@ def find_snapshots(folder: Path, say: Callable[[str], None]) -> SnapshotFile | N
     return None
 
 
+def kept_snapshots(folder: Path, say: Callable[[Path, str], None]) -> list[SnapshotFile]:
+    """The snapshots that a run keeps, by their steps, as they describe themselves: their contents are not checked.
+
+    Args:
+        folder: the checkpoint folder; it need not be there yet.
+        say: told of a file that is none, and why.
+    """
+    found = []
+    for path in folder.glob("checkpoint_*.pth"):
+        if path.stem.removeprefix("checkpoint_").isdigit():
+            try:
+                found.append(_read_snapshot_comment(path))
+            except DamagedSnapshot as problem:
+                say(path, str(problem))
+    return sorted(found, key=lambda snapshot: snapshot.step)
+
+
 def choose_snapshot(folder: Path, name: str, flag: str) -> Path | None:
     """The snapshot that ``flag`` names, or the newest intact one; None where there is none.
 

@@ -64,7 +64,7 @@ class Agent:
         self._began_before = read_run_file(self.workdir).get("started")
         if not run.workdir:
             raise UsageError("--workdir is missing: give the folder for (or of) the run")
-        if run.mode in ("continue", "eval", "sample") and not run.folder.is_dir():
+        if run.mode in ("continue", "eval", "sample") and not run.follow and not run.folder.is_dir():
             raise UsageError(f"--mode {run.mode}: {run.folder} is no folder; --workdir names an earlier run")
         self.ranks: Ranks | None = None
         self._stop_signal = 0
