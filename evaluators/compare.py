@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ from evaluators.fid import evaluate_fid
 from evaluators.frechet_distance import Statistics
 from evaluators.job import Job
 from evaluators.samples import draw_samples
+from evaluators.subject import Entry, Evaluation, Subject
+from util.errors import UsageError
 from util.images import make_grid, save_png, side_by_side
 from util.noise import Noise
 
@@ -88,3 +90,25 @@ def compare_samplers(
         "detector": detector.name,
         **job.account(n_samples, chunk_size, seconds),
     }
+
+
+def _check(subject: Subject) -> None:
+    if not isinstance(subject.method, ComparesSamplers):
+        raise UsageError("--eval_compare: this system has nothing to compare its sampler with; leave it out")
+    _ = subject.detector
+
+
+def _prepare(subject: Subject) -> None:
+    _ = subject.reference
+
+
+def _run(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    assert isinstance(subject.method, ComparesSamplers)
+    settings = subject.settings
+    yield "compare", compare_samplers(
+        subject.job, subject.method.compared_samplers, subject.detector, subject.reference, settings.n_fid_samples,
+        settings.sampling_batch_size, settings.published_behaviour,
+    )  # fmt: skip
+
+
+COMPARE = Evaluation(lambda settings: settings.eval_compare, _run, _check, _prepare)

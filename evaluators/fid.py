@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,52 +12,9 @@ from evaluators.detectors import Detector
 from evaluators.frechet_distance import Statistics, compute_statistics, frechet_distance
 from evaluators.job import Job, nfe_entry
 from evaluators.samples import draw_samples
-from evaluators.statistics import dataset_statistics, load_statistics
-from util.data.dataset import Dataset
-from util.distributed import Distributed
+from evaluators.subject import Entry, Evaluation, Subject
 from util.errors import UsageError
 from util.noise import Noise
-
-TRAINING_STATISTICS = "training_statistics.npz"
-
-
-def reference_statistics(
-    job: Job,
-    dataset: Dataset,
-    detector: Detector,
-    statistics_file: Path | None,
-    folder: Path,
-    chunk_size: int,
-) -> Statistics | None:
-    """Statistics to compare with: of a file, or of the training set, computed once and kept in a folder.
-
-    Returns:
-        The statistics on rank 0, None elsewhere.
-
-    Raises:
-        UsageError: on every rank: the file cannot be used, or holds another number of features.
-    """
-    if statistics_file is not None:
-        return statistics_of_file(statistics_file, detector, job.distributed)
-    path = folder / TRAINING_STATISTICS
-    return dataset_statistics(dataset, detector, path, chunk_size, job.distributed, job.should_stop)
-
-
-def statistics_of_file(path: Path, detector: Detector, distributed: Distributed) -> Statistics | None:
-    """Statistics that a file holds; returns and raises as ``reference_statistics``."""
-    statistics = None
-
-    def load() -> None:
-        nonlocal statistics
-        statistics = load_statistics(path)
-        if len(statistics.mean) != detector.n_features:
-            raise UsageError(
-                f"fid_statistics {path}: {len(statistics.mean)} features, but {detector.name} has "
-                f"{detector.n_features}; use statistics made with it (python -m evaluators.statistics)"
-            )
-
-    distributed.from_main(load)
-    return statistics
 
 
 def evaluate_fid(
@@ -108,3 +64,22 @@ def evaluate_fid(
         **nfe_entry(arrays["n_evaluations"]),
         **job.account(n_samples, chunk_size, seconds),
     }
+
+
+def _check(subject: Subject) -> None:
+    _ = subject.detector
+
+
+def _prepare(subject: Subject) -> None:
+    _ = subject.reference
+
+
+def _run(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    settings = subject.settings
+    yield "fid", evaluate_fid(
+        subject.job, subject.method.sample, subject.detector, subject.reference, settings.n_fid_samples,
+        settings.sampling_batch_size, settings.published_behaviour,
+    )  # fmt: skip
+
+
+FID = Evaluation(lambda settings: settings.eval_fid, _run, _check, _prepare)

@@ -1,12 +1,15 @@
 """Negative log-likelihoods, and bounds on them, of held-out data."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from diffusion.model import GenerativeModel
 from evaluators.job import Job, dataset_fingerprint, mean_and_standard_error, n_test_items, nfe_entry
+from evaluators.subject import Entry, Evaluation, EvaluationSettings, Subject
 from util.data.dataset import Dataset
+from util.errors import UsageError
 
 _TERM, _APART = "term/", "apart/"
 
@@ -65,3 +68,26 @@ def evaluate_likelihood(
         **nfe_entry(arrays["n_evaluations"]),
         **job.account(n_items, chunk_size, seconds),
     }
+
+
+def check_likelihoods(method: GenerativeModel, settings: EvaluationSettings) -> None:
+    """Raise UsageError where a likelihood is asked for that the model does not have."""
+    unknown = [name for name in settings.likelihoods if name not in method.likelihoods]
+    if unknown:
+        raise UsageError(f"--eval_quantities {unknown[0]}: this model has {', '.join(method.likelihoods)}")
+
+
+def _check(subject: Subject) -> None:
+    check_likelihoods(subject.method, subject.settings)
+
+
+def _run(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    settings = subject.settings
+    for name in settings.likelihoods or subject.method.likelihoods:
+        yield name, evaluate_likelihood(
+            subject.job, subject.method, subject.test_dataset, name, settings.n_test_items,
+            settings.testing_batch_size, settings.n_repeats,
+        )  # fmt: skip
+
+
+LIKELIHOOD = Evaluation(lambda settings: settings.eval_likelihood, _run, _check)

@@ -1,11 +1,13 @@
 """The training objective on held-out data."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from diffusion.model import GenerativeModel
 from evaluators.job import Job, dataset_fingerprint, mean_and_standard_error, n_test_items
+from evaluators.subject import Entry, Evaluation, Subject
 from util.data.dataset import Dataset
 
 
@@ -32,3 +34,16 @@ def evaluate_loss(
         "unit": "training objective",
         **job.account(n_items, chunk_size, seconds),
     }
+
+
+def _run(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    settings = subject.settings
+    yield (
+        "loss",
+        evaluate_loss(
+            subject.job, subject.method, subject.test_dataset, settings.n_test_items, settings.testing_batch_size
+        ),
+    )
+
+
+LOSS = Evaluation(lambda settings: settings.eval_loss, _run)

@@ -70,6 +70,4 @@ class PeriodicEvaluationOptions:
     sample_threshold: int = option(1, "first step of a sample grid", minimum=0, effect=PLACE)
     fid_freq: int = option(0, "steps between FID evaluations", minimum=0, effect=PLACE)
     fid_threshold: int = option(1, "first step of FID evaluation", minimum=0, effect=PLACE)
-    fid_samples_training: int = option(
-        20_000, "samples of an FID evaluation during training", minimum=2, effect=PLACE
-    )
+    fid_samples_training: int = option(20_000, "samples of an FID evaluation during training", minimum=2, effect=PLACE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from diffusion.model import GenerativeModel
 from evaluators.job import N_ITEMS_OF_ENDLESS_SET, Job, dataset_fingerprint, nfe_entry
+from evaluators.subject import Entry, Evaluation, Subject
 from util.data.dataset import Dataset
 from util.errors import UsageError
 from util.images import colorize, magnified, save_png
@@ -103,6 +105,23 @@ def check_two_dimensional(dataset: Dataset) -> None:
         raise UsageError(
             f"--eval_density draws points in two dimensions, but {dataset.name} has samples of shape {shape}"
         )
+
+
+def _check(subject: Subject) -> None:
+    check_two_dimensional(subject.test_dataset)
+
+
+def _run(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    settings = subject.settings
+    yield (
+        "density",
+        density_picture(
+            subject.job, subject.method, subject.test_dataset, settings.n_density_points, settings.testing_batch_size
+        ),
+    )
+
+
+DENSITY = Evaluation(lambda settings: settings.eval_density, _run, _check)
 
 
 def _upright(cells: np.ndarray) -> np.ndarray:

@@ -14,11 +14,13 @@ import torch
 from diffusion.model import GenerativeModel
 from evaluators.compare import ComparesSamplers
 from evaluators.detectors import load_detector
-from evaluators.evaluate import EvaluationSettings, check_likelihoods, run_evaluations
-from evaluators.fid import statistics_of_file
+from evaluators.evaluate import run_evaluations
 from evaluators.follow import follow
+from evaluators.likelihood import check_likelihoods
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
+from evaluators.reference import statistics_of_file
 from evaluators.settings import check_evaluation, compares_with_data, settings_due, settings_from
+from evaluators.subject import EvaluationSettings
 from util.config import Config
 from util.data.dataset import Dataset
 from util.distributed import Distributed

@@ -1,6 +1,6 @@
 """Samples of a model, as a file of arrays and as a picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,9 @@ import torch
 from diffusion.model import GenerativeModel, Samples
 from evaluators.job import Job, nfe_entry
 from evaluators.pictures import histogram_picture
+from evaluators.subject import Entry, Evaluation, Subject
 from util.data.dataset import Dataset
-from util.errors import RunFailed
+from util.errors import RunFailed, UsageError
 from util.images import make_grid, make_strips, save_png, to_uint8
 from util.noise import Noise
 
@@ -111,9 +112,7 @@ def evaluate_samples(
             data = data.permute(0, 2, 3, 1).contiguous()
         return {"samples": data, "n_evaluations": torch.tensor(n_evaluations)}
 
-    arrays, seconds = job.run(
-        "samples", n_samples, chunk_size, compute, published_behaviour=published_behaviour
-    )
+    arrays, seconds = job.run("samples", n_samples, chunk_size, compute, published_behaviour=published_behaviour)
     if arrays is None:
         return None
     data = arrays["samples"]
@@ -125,3 +124,31 @@ def evaluate_samples(
         points = dataset.read(np.arange(n_points)).numpy()
         save_png(job.folder / "histogram.png", histogram_picture(data, points))
     return {**nfe_entry(arrays["n_evaluations"]), **job.account(n_samples, chunk_size, seconds)}
+
+
+def _run_samples(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    settings = subject.settings
+    yield "samples", evaluate_samples(
+        subject.job, subject.method, subject.test_dataset, settings.n_samples, settings.sampling_batch_size,
+        settings.published_behaviour,
+    )  # fmt: skip
+
+
+def _check_trajectory(subject: Subject) -> None:
+    if subject.method.trajectory is None:
+        raise UsageError("--trajectory: this system does not draw how samples come about; leave it out")
+
+
+def _run_trajectory(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
+    settings, trajectory = subject.settings, subject.method.trajectory
+    assert trajectory is not None
+    yield (
+        "trajectory",
+        evaluate_trajectory(
+            subject.job, trajectory, settings.n_trajectories, settings.sampling_batch_size, settings.published_behaviour
+        ),
+    )
+
+
+SAMPLES = Evaluation(lambda settings: settings.eval_sample, _run_samples)
+TRAJECTORY = Evaluation(lambda settings: settings.eval_trajectory, _run_trajectory, _check_trajectory)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from evaluators.evaluate import EvaluationSettings
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
+from evaluators.subject import EvaluationSettings
 from util.config import Config
 from util.data.options import DataOptions
 from util.errors import UsageError
@@ -27,9 +27,7 @@ def check_evaluation(config: Config, has_likelihood: bool) -> None:
     run, options, periodic = config[RunOptions], config[EvaluationOptions], config[PeriodicEvaluationOptions]
     asked = (run.trains and periodic.likelihood_freq) or (not run.trains and options.eval_likelihood)
     if asked and not has_likelihood:
-        raise UsageError(
-            f"--system {run.system} has no likelihood; leave out --eval_likelihood and --likelihood_freq"
-        )
+        raise UsageError(f"--system {run.system} has no likelihood; leave out --eval_likelihood and --likelihood_freq")
     if run.trains:
         return
     if run.follow and (run.mode != "eval" or options.ckpt_file):
