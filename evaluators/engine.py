@@ -18,14 +18,14 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from evaluators.files import read_arrays, write_arrays
+from evaluators.files import ArrayInParts, map_arrays, read_arrays, write_arrays
 from util.distributed import Distributed
 from util.errors import Preempted, RunFailed, UsageError
 from util.files import remove_leftovers
@@ -71,8 +71,8 @@ def run_chunks(
             the chunk they are working on.
 
     Returns:
-        On rank 0 the merged arrays in index order, (n_items, ...), and (n_chunks,) for numbers of a chunk;
-        None on the other ranks.
+        On rank 0 the merged arrays in index order, (n_items, ...), and (n_chunks,) for numbers of a chunk, read-only
+        and read from ``path`` where they are used; None on the other ranks.
 
     Raises:
         Preempted: on every rank, when one was told to stop with chunks still missing. Finished ones are kept.
@@ -110,6 +110,10 @@ def run_chunks(
     return merged
 
 
+class _UnreadableChunk(Exception):
+    """A finished chunk is damaged."""
+
+
 class _Run:
     """The files of one call of ``run_chunks``."""
 
@@ -129,7 +133,7 @@ class _Run:
 
     def read_merged(self) -> dict[str, np.ndarray] | None:
         """The merged arrays, when the file is whole and of this fingerprint."""
-        arrays = read_arrays(self.path)
+        arrays = map_arrays(self.path)
         if arrays is None or not self._is_ours(arrays, self.path):
             return None
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -206,25 +210,41 @@ class _Run:
 
     def merge(self) -> tuple[dict[str, np.ndarray] | None, str | None]:
         """Chunks in index order into one file; the arrays, or else what went wrong."""
-        merged: dict[str, np.ndarray] = {}
-        for chunk in range(self.n_chunks):
-            file = self.chunk_path(chunk)
-            arrays = read_arrays(file)
-            if arrays is None or not self._is_ours(arrays, file):
-                return None, f"{file} cannot be read back: run again to redo it"
-            for name, array in arrays.items():
-                if array.ndim == 0:
-                    shape: tuple[int, ...] = (self.n_chunks,)
-                    place = slice(chunk, chunk + 1)
-                else:
-                    shape = (self.n_items, *array.shape[1:])
-                    place = slice(chunk * self.chunk_size, chunk * self.chunk_size + len(array))
-                if name not in merged:
-                    merged[name] = np.empty(shape, array.dtype)
-                merged[name][place] = array
-        self._write(self.path, merged)
+        # What is written of a chunk is read from it array by array: memory holds one array of one chunk.
+        first = self._read_chunk(0)
+        if isinstance(first, str):
+            return None, first
+        try:
+            arrays = {
+                name: ArrayInParts(
+                    (self.n_items, *array.shape[1:]) if array.ndim else (self.n_chunks,), array.dtype, self._parts(name)
+                )
+                for name, array in first.items()
+            }
+            self._write(self.path, arrays)
+        except _UnreadableChunk as error:
+            return None, str(error)
+        merged = map_arrays(self.path)
+        if merged is None:
+            return None, f"{self.path} cannot be read back: run again to redo it"
+        merged.pop(_FINGERPRINT)
         shutil.rmtree(self.folder, ignore_errors=True)
         return merged, None
+
+    def _parts(self, name: str) -> Iterator[np.ndarray]:
+        for chunk in range(self.n_chunks):
+            arrays = self._read_chunk(chunk, name)
+            if isinstance(arrays, str):
+                raise _UnreadableChunk(arrays)
+            yield np.atleast_1d(arrays[name])
+
+    def _read_chunk(self, chunk: int, name: str | None = None) -> dict[str, np.ndarray] | str:
+        """Its arrays, or the one of that name; a message where it cannot be used."""
+        file = self.chunk_path(chunk)
+        arrays = read_arrays(file, None if name is None else (name, _FINGERPRINT))
+        if arrays is None or not self._is_ours(arrays, file):
+            return f"{file} cannot be read back: run again to redo it"
+        return arrays
 
     def _write_chunk(self, chunk: int, tensors: Mapping[str, torch.Tensor]) -> None:
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -234,7 +254,7 @@ class _Run:
                 raise ValueError(f"{name} of a chunk of {n} items has shape {array.shape}")
         self._write(self.chunk_path(chunk), arrays)
 
-    def _write(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    def _write(self, file: Path, arrays: Mapping[str, np.ndarray | ArrayInParts]) -> None:
         try:
             write_arrays(file, {**arrays, _FINGERPRINT: np.array(self.fingerprint)})
         except OSError as error:
