@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -28,15 +27,12 @@ import torch
 from evaluators.files import ArrayInParts, map_arrays, read_arrays, write_arrays
 from util.distributed import Distributed
 from util.errors import Preempted, RunFailed, UsageError
-from util.files import remove_leftovers
+from util.files import SECONDS_UNTIL_VISIBLE, remove_leftovers, wait_until_seen
 from util.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 Compute = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
-
-SECONDS_UNTIL_VISIBLE = 60.0
-"""How long what another host wrote may take to appear here; network file systems cache folders."""
 
 _FINGERPRINT = "fingerprint"
 
@@ -172,7 +168,7 @@ class _Run:
         should_stop: Callable[[], bool],
     ) -> bool:
         """Take chunks until none is left or a rank is told to stop; whether this rank saw a stop."""
-        _wait_for_folder(claims)
+        wait_until_seen(claims)
         first = distributed.rank * len(missing) // distributed.world_size
         stop = claims / "stop"
         for chunk in missing[first:] + missing[:first]:
@@ -267,16 +263,6 @@ class _Run:
             difference = _difference(found, self.fingerprint)
             logger.warning("%s was made with other settings (%s): starting afresh", file, difference)
         return found == self.fingerprint
-
-
-def _wait_for_folder(folder: Path) -> None:
-    """Return when a folder that rank 0 made is seen from here."""
-    deadline = time.monotonic() + SECONDS_UNTIL_VISIBLE
-    while not folder.is_dir():
-        if time.monotonic() >= deadline:
-            host = socket.gethostname()
-            raise RunFailed(f"{folder} is not seen from {host}: evaluate into a folder that all nodes share")
-        time.sleep(0.5)
 
 
 def _claim(path: Path) -> bool:

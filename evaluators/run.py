@@ -19,12 +19,13 @@ from evaluators.follow import follow
 from evaluators.likelihood import check_likelihoods
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
 from evaluators.reference import statistics_of_file
-from evaluators.settings import check_evaluation, compares_with_data, settings_due, settings_from
+from evaluators.settings import check_evaluation, check_folder, compares_with_data, settings_due, settings_from
 from evaluators.subject import EvaluationSettings
 from util.config import Config
 from util.data.dataset import Dataset
 from util.distributed import Distributed
-from util.errors import Preempted
+from util.errors import Preempted, UsageError
+from util.pinned import Hold, Pins
 from util.run_options import RunOptions
 from util.stop import StopRequest
 
@@ -57,8 +58,8 @@ class LoadedModel(Protocol):
     def path(self) -> Path: ...
 
 
-Load = Callable[[Config, Distributed, str, Callable[[Config, bool], bool]], LoadedModel]
-"""From configuration, place, ``--ckpt_file`` and ``needs_data`` to the model of a snapshot."""
+Load = Callable[[Config, Distributed, str, Callable[[Config, bool], bool], Hold], LoadedModel]
+"""From configuration, place, ``--ckpt_file``, ``needs_data`` and what holds snapshots to the model of one."""
 
 
 def needs_data(config: Config, has_likelihood: bool) -> bool:
@@ -73,6 +74,8 @@ def needs_data(config: Config, has_likelihood: bool) -> bool:
 
 def evaluate(load: Load, config: Config, distributed: Distributed, stop: StopRequest) -> None:
     """Evaluate the snapshot that ``--ckpt_file`` names, or the newest intact one, or with ``--follow`` all to come.
+
+    Its run may go on meanwhile. One that was interrupted goes on with the snapshot that it began with.
 
     Args:
         load: makes the model of a snapshot.
@@ -89,6 +92,7 @@ def evaluate(load: Load, config: Config, distributed: Distributed, stop: StopReq
         # How sums are split among threads shows in the last bits, which an adaptive solver amplifies; the number of
         # threads follows the number of ranks, but values must not.
         torch.set_num_threads(1)
+    check_folder(config)
     run, options = config[RunOptions], config[EvaluationOptions]
     try:
         if run.follow:
@@ -117,8 +121,30 @@ def evaluate_snapshot(
     Raises:
         UsageError, Preempted: as ``evaluate``.
     """
-    loaded = load(config, distributed, ckpt_file, needs_data)
+    pins = Pins(folder)
+    try:
+        entries = _evaluate(load, config, distributed, stop, ckpt_file, folder, pins)
+    except UsageError:
+        if distributed.is_main:
+            pins.undo()
+        raise
     if distributed.is_main:
+        pins.let_go()
+    return entries
+
+
+def _evaluate(
+    load: Load,
+    config: Config,
+    distributed: Distributed,
+    stop: StopRequest,
+    ckpt_file: str,
+    folder: Path,
+    pins: Pins,
+) -> dict[str, dict[str, Any]]:
+    loaded = load(config, distributed, ckpt_file, needs_data, pins.hold)
+    if distributed.is_main:
+        pins.tidy()
         logger.info("evaluating %s (step %d)", loaded.path, loaded.step)
     run, options = config[RunOptions], config[EvaluationOptions]
     settings = settings_from(loaded.config)

@@ -34,17 +34,23 @@ def check_evaluation(config: Config, has_likelihood: bool) -> None:
         raise UsageError("--follow evaluates every kept snapshot of a run: use --mode eval without --ckpt_file")
     if run.mode == "eval" and not any(getattr(options, name) for name in ASKED_FOR):
         raise UsageError("--mode eval: say what, with " + ", ".join(f"--{name}" for name in ASKED_FOR))
-    folder = PurePosixPath(options.eval_folder)
-    if not folder.name or folder.is_absolute() or ".." in folder.parts or folder.parts[0] in RUN_FOLDERS:
-        raise UsageError(
-            f"--eval_folder {options.eval_folder}: give the name of a folder inside workdir that is not one of "
-            + ", ".join(RUN_FOLDERS)
-        )
+    check_folder(config)
     is_image = config[DataOptions].is_image
     if options.eval_density and is_image:
         raise UsageError("--eval_density draws densities of 2-D points; leave it out for images")
     if options.eval_fid and not is_image:
         raise UsageError("--eval_fid needs images; for points use --eval_sample and --eval_likelihood")
+
+
+def check_folder(config: Config) -> None:
+    """Raise UsageError where ``--eval_folder`` is no folder for an evaluation alone."""
+    name = config[EvaluationOptions].eval_folder
+    folder = PurePosixPath(name)
+    if not folder.name or folder.is_absolute() or ".." in folder.parts or folder.parts[0] in RUN_FOLDERS:
+        raise UsageError(
+            f"--eval_folder {name}: give the name of a folder inside workdir that is not one of "
+            + ", ".join(RUN_FOLDERS)
+        )
 
 
 def compares_with_data(config: Config) -> bool:

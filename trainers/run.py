@@ -29,12 +29,14 @@ from util.data.no_data import NoData, positions_without_data
 from util.data.options import DataOptions
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError
+from util.files import wait_until_seen
 from util.option_values import written
+from util.pinned import Hold, in_place
 from util.run_file import read_run_file, with_start
 from util.run_folder import check_run_folder, take_run_folder
 from util.run_log import RunLog
 from util.run_options import RunOptions
-from util.snapshot import SnapshotWriter, choose_snapshot, inspect_snapshot, read_snapshot
+from util.snapshot import SnapshotWriter, choose_snapshot, read_snapshot
 from util.stop import StopRequest
 from util.versions import versions
 
@@ -92,7 +94,7 @@ def train(
     system = find_system(config[RunOptions].system)
     needs_data = evaluation.needs_data(config, system.has_likelihood) or system.learns_from_data
     distributed.from_main(lambda: check_run_folder(config))
-    asked, (config, _, chosen) = config, settled(config, distributed)
+    asked, (config, _, chosen) = config, settled(config, distributed, in_place)
     run, options = config[RunOptions], config[TrainingOptions]
     datasets = open_datasets(config, distributed, needs_data)
     method = build_method(config, distributed)
@@ -156,7 +158,7 @@ class LoadedModel:
 
 
 def load_model(
-    config: Config, distributed: Distributed, ckpt_file: str, needs_data: Callable[[Config, bool], bool]
+    config: Config, distributed: Distributed, ckpt_file: str, needs_data: Callable[[Config, bool], bool], hold: Hold
 ) -> LoadedModel:
     """The model of a snapshot, as the snapshot describes it, with its averaged weights.
 
@@ -165,31 +167,33 @@ def load_model(
         distributed: this process's place.
         ckpt_file: names the snapshot; empty for the newest intact one.
         needs_data: checks what follows; whether it needs the data set also where the system does not.
+        hold: has a snapshot stay as it is.
 
     Raises:
         UsageError: bad settings, data or snapshot; options that contradict the snapshot.
     """
 
-    def choose() -> tuple[Path, str]:
+    def choose() -> Path:
         run = config[RunOptions]
         path = choose_snapshot(run.folder / "checkpoints", ckpt_file, "--ckpt_file")
         if path is None:
             raise UsageError(
                 f"--mode {run.mode}: no intact snapshot in {run.folder / 'checkpoints'}; name one with --ckpt_file"
             )
-        return path, inspect_snapshot(path).sha256
+        return path
 
-    path, digest = distributed.from_main(choose)
-    state = read_snapshot(path)
+    held = distributed.from_main(lambda: hold("model", ckpt_file, choose))
+    wait_until_seen(held.path)
+    state, path = read_snapshot(held.path), held.source
     config = of_snapshot(config, state.get("config", {}), str(path))
     check_config(config)
     system = find_system(config[RunOptions].system)
     wanted = needs_data(config, system.has_likelihood)
-    config, beside, _ = settled(config, distributed)
+    config, beside, _ = settled(config, distributed, hold)
     datasets = open_datasets(config, distributed, wanted or system.learns_from_data)
     method = build_method(config, distributed)
     method.state.load_networks(state, str(path))
-    return LoadedModel(config, method, datasets, method.state.step, digest + beside, path)
+    return LoadedModel(config, method, datasets, method.state.step, held.sha256 + beside, path)
 
 
 def of_snapshot(config: Config, recorded: Mapping[str, object], where: str) -> Config:
@@ -220,14 +224,14 @@ def of_snapshot(config: Config, recorded: Mapping[str, object], where: str) -> C
     return config.with_values(**values)
 
 
-def settled(config: Config, distributed: Distributed) -> tuple[Config, str, dict[str, Any]]:
+def settled(config: Config, distributed: Distributed, hold: Hold) -> tuple[Config, str, dict[str, Any]]:
     """What ``System.settle`` chooses, the same on all ranks."""
     place = find_system(config[RunOptions].system).settle
     if not place:
         return config, "", {}
 
     def settle() -> tuple[dict[str, Any], str, dict[str, Any]]:
-        chosen, *others = load(place)(config)
+        chosen, *others = load(place)(config, hold)
         return chosen.flat(), *others
 
     values, beside, note = distributed.from_main(settle)

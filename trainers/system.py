@@ -32,9 +32,10 @@ class System:
         learns_from_data: whether training reads the data set; else it is opened for evaluations that need it only.
         has_likelihood: whether there is a likelihood to evaluate.
         has_dequantizer: whether ``--mode train_deq`` trains one.
-        settle: (config) to a configuration, a text and fields of run.json: chooses, on one rank and before ``build``,
-            the snapshots that the options leave open beside the model's, and says what of them tells evaluations
-            apart, and what a run in training remembers; empty for none.
+        settle: (config, hold) to a configuration, a text and fields of run.json: chooses, on one rank and before
+            ``build``, the snapshots that are needed beside the model's, has an evaluation ``hold`` them
+            (``util.pinned.Hold``), and says what of them tells evaluations apart, and what a run in training
+            remembers; empty for none.
         importers: by the name of the program, (paths) to the state of a snapshot of its files, which raises UsageError
             for anything missing, left over, of another shape, or not finite.
     """

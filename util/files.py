@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from util.errors import RunFailed
+
+SECONDS_UNTIL_VISIBLE = 60.0
+"""How long what another host wrote may take to appear here; network file systems cache folders."""
 _SUFFIX = ".tmp"
 
 
@@ -43,6 +49,16 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def wait_until_seen(path: Path) -> None:
+    """Return when what rank 0 made is seen from here. Raises RunFailed where it does not appear."""
+    deadline = time.monotonic() + SECONDS_UNTIL_VISIBLE
+    while not path.exists():
+        if time.monotonic() >= deadline:
+            host = socket.gethostname()
+            raise RunFailed(f"{path} is not seen from {host}: evaluate into a folder that all nodes share")
+        time.sleep(0.5)
 
 
 def remove_leftovers(folder: Path) -> None:

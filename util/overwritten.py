@@ -25,6 +25,8 @@ FOLDERS = ("checkpoints", "tensorboard", "samples", "evaluations", "diagnostics"
 DEPENDENT = "dequantizer"
 """A run of its own that is worth nothing without the model in whose folder it is."""
 FILES = ("config.txt", "run.json", "metrics.jsonl")
+PINNED = ".pinned"
+"""In the folder of an evaluation, what holds its snapshots (``util/pinned.py``)."""
 ASIDE, MOVING, DONE, LIST = ".aside", ".overwriting", ".overwritten", "folders.json"
 
 
@@ -118,7 +120,7 @@ def forget(workdir: Path) -> None:
 
 def _folders(workdir: Path) -> list[Path]:
     """Where a run has written: its own folders, those of evaluations (``--eval_folder``), and the dequantizer's."""
-    patterns = ("*/results.json", "*/*/results.json", "*/*.chunks", "*/*/*.chunks")
+    patterns = [f"{place}/{name}" for place in ("*", "*/*") for name in ("results.json", "*.chunks", PINNED)]
     evaluations = {path.parent for pattern in patterns for path in workdir.glob(pattern)}
     folders = {workdir / name for name in (*FOLDERS, DEPENDENT)} | evaluations
     # What lies in one of them moves with it.

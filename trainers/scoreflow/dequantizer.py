@@ -34,6 +34,7 @@ from util.ema import ExponentialMovingAverage
 from util.errors import UsageError
 from util.noise import Noise, derive_seed
 from util.option_values import options_of
+from util.pinned import Hold, in_place
 from util.run_file import read_run_file
 from util.run_options import RunOptions
 from util.snapshot import RUNNING, choose_snapshot, inspect_snapshot, read_snapshot
@@ -91,7 +92,7 @@ def choose_score_snapshot(config: Config) -> dict[str, Any]:
     return {"path": str(path.absolute()), "step": found.step, "sha256": found.sha256}
 
 
-def settle_snapshots(config: Config) -> tuple[Config, str, dict[str, Any]]:
+def settle_snapshots(config: Config, hold: Hold = in_place) -> tuple[Config, str, dict[str, Any]]:
     """Name the snapshots that are needed beside the model's; see ``trainers.system.System.settle``.
 
     Raises:
@@ -104,14 +105,18 @@ def settle_snapshots(config: Config) -> tuple[Config, str, dict[str, Any]]:
     if not options.eval_dequantizer:
         return config, "", {}
     folder = config[RunOptions].dequantizer_folder / "checkpoints"
-    path = choose_snapshot(folder, options.dequantizer_ckpt_file, "--dequantizer_ckpt_file")
-    if path is None:
-        raise UsageError(
-            f"--eval_dequantizer: no intact snapshot in {folder}; train one with --mode train_deq, or name one with "
-            "--dequantizer_ckpt_file"
-        )
-    digest = inspect_snapshot(path).sha256
-    return config.with_values(dequantizer_ckpt_file=str(path)), f" with dequantizer {digest}", {}
+
+    def choose() -> Path:
+        path = choose_snapshot(folder, options.dequantizer_ckpt_file, "--dequantizer_ckpt_file")
+        if path is None:
+            raise UsageError(
+                f"--eval_dequantizer: no intact snapshot in {folder}; train one with --mode train_deq, or name one "
+                "with --dequantizer_ckpt_file"
+            )
+        return path
+
+    held = hold(NETWORK, options.dequantizer_ckpt_file, choose)
+    return config.with_values(dequantizer_ckpt_file=str(held.path)), f" with dequantizer {held.sha256}", {}
 
 
 def _settings(options: Mapping[str, Any], chosen: Behaviour, where: str) -> DequantizerSettings:
