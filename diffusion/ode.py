@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.integrate import RK45
 from torchdiffeq import odeint
 
+from diffusion.dormand_prince import NotSolved, integrate
 from util.errors import RunFailed, UsageError
 
-_SCIPY_SOLVERS = ("RK45", "scipy_solver")
-ADAPTIVE_SOLVERS = (*_SCIPY_SOLVERS, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+_AS_SCIPY = ("RK45", "scipy_solver")
+ADAPTIVE_SOLVERS = (*_AS_SCIPY, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_STEP_SOLVERS = ("euler", "midpoint", "rk4")
 
 State = tuple[torch.Tensor, ...]
@@ -22,8 +21,8 @@ class Solver:
     """How an initial value problem is solved.
 
     Attributes:
-        name: "RK45" (also "scipy_solver"): SciPy's Dormand-Prince 5(4) on the host, with right-hand sides on the
-            device; ADAPTIVE_SOLVERS and FIXED_STEP_SOLVERS otherwise run on the device.
+        name: "RK45" (also "scipy_solver"): Dormand-Prince 5(4) with the steps of SciPy's; or another one of
+            ADAPTIVE_SOLVERS and FIXED_STEP_SOLVERS. All run where the state is.
         rtol, atol: tolerances of an adaptive solver.
         n_steps: number of equal steps, for a solver with fixed steps only.
 
@@ -61,7 +60,7 @@ def solve(
     solver: Solver,
     on_evaluation: Callable[[int, float], None] | None = None,
 ) -> tuple[State, int]:
-    """Integrate dy/dt = right_hand_side(t, y) from ``start`` to ``end``.
+    """Integrate dy/dt = right_hand_side(t, y) from ``start`` to ``end``, which may be the smaller one.
 
     All entries of all samples form one system with one step size and one error norm, the root mean square
     over everything, so that the result of a sample depends (within tolerance) on the batch it is in.
@@ -90,63 +89,58 @@ def solve(
         parts = vector.split(sizes)
         return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
 
-    def failure(reason: str) -> RunFailed:
-        return RunFailed(
-            f"ODE solver {solver.name} failed between t = {start:g} and {end:g} after {n_evaluations} evaluations "
-            f"(rtol {solver.rtol:g}, atol {solver.atol:g}): {reason}; loosen the tolerances or check the network's "
-            "weights"
-        )
-
-    def counted(t: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    def counted(t: torch.Tensor, told: float, vector: torch.Tensor) -> torch.Tensor:
         nonlocal n_evaluations
-        # The trial evaluation that sizes the first step of an adaptive solver can lie past the end.
-        t = t.clamp(max=end)
         derivative = flatten(right_hand_side(t, unflatten(vector)))
         n_evaluations += 1
-        # SciPy's step control never ends once a step size is NaN, so this cannot wait for the result.
-        if not derivative.isfinite().all():
-            raise failure(f"the derivative at t = {t.item():g} is not finite")
         if on_evaluation is not None:
-            on_evaluation(n_evaluations, t.item())
+            on_evaluation(n_evaluations, told)
+        return derivative
+
+    def at_number(t: float, vector: torch.Tensor) -> torch.Tensor:
+        return counted(torch.full((), t, dtype=torch.float64, device=vector.device), t, vector)
+
+    def at_tensor(t: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        # The trial evaluation that sizes the first step of an adaptive solver can lie past the end.
+        t = t.clamp(min(start, end), max(start, end))
+        derivative = counted(t, t.item(), vector)
+        if not derivative.isfinite().all():
+            raise NotSolved(f"the derivative at t = {t.item():g} is not finite")
         return derivative
 
     initial = flatten(state)
-    if solver.name in _SCIPY_SOLVERS:
-        final = _solve_on_host(counted, initial, start, end, solver, failure)
-    else:
-        times = torch.tensor([start, end], dtype=torch.float64, device=initial.device)
-        grid = None if solver.n_steps is None else torch.linspace(start, end, solver.n_steps + 1, dtype=torch.float64)
-        # An adaptive step would otherwise go past the end, where a process need not be defined.
-        options: dict[str, object] = (
-            {"step_t": times[1:]} if grid is None else {"grid_constructor": lambda *_: grid.to(times)}
-        )
-        try:
-            final = odeint(
-                counted, initial, times, rtol=solver.rtol, atol=solver.atol, method=solver.name, options=options
-            )[-1]
-        except AssertionError as error:
-            raise failure(str(error)) from error
+    try:
+        if solver.name in _AS_SCIPY:
+            final = integrate(at_number, initial, start, end, rtol=solver.rtol, atol=solver.atol)
+        else:
+            final = _solve_elsewhere(at_tensor, initial, start, end, solver)
+    except NotSolved as error:
+        raise RunFailed(
+            f"ODE solver {solver.name} failed between t = {start:g} and {end:g} after {n_evaluations} evaluations "
+            f"(rtol {solver.rtol:g}, atol {solver.atol:g}): {error}; loosen the tolerances or check the network's "
+            "weights"
+        ) from error
     return unflatten(final), n_evaluations
 
 
-def _solve_on_host(
-    right_hand_side: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+def _solve_elsewhere(
+    derivative: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     initial: torch.Tensor,
     start: float,
     end: float,
     solver: Solver,
-    failure: Callable[[str], RunFailed],
 ) -> torch.Tensor:
-    """SciPy's RK45 step by step, so that no path is stored and a failed step is noticed."""
-    device = initial.device
-
-    def on_host(t: float, vector: np.ndarray) -> np.ndarray:
-        time = torch.tensor(t, dtype=torch.float64, device=device)
-        return right_hand_side(time, torch.from_numpy(vector).to(device)).cpu().numpy()
-
-    stepper = RK45(on_host, start, initial.cpu().numpy(), end, rtol=solver.rtol, atol=solver.atol)
-    while stepper.status == "running":
-        message = stepper.step()
-    if stepper.status == "failed":
-        raise failure(str(message))
-    return torch.from_numpy(stepper.y).to(device)
+    """By torchdiffeq. Raises NotSolved."""
+    times = torch.tensor([start, end], dtype=torch.float64, device=initial.device)
+    grid = None if solver.n_steps is None else torch.linspace(start, end, solver.n_steps + 1, dtype=torch.float64)
+    # An adaptive step would otherwise go past the end, where a process need not be defined.
+    options: dict[str, object] = (
+        {"step_t": times[1:]} if grid is None else {"grid_constructor": lambda *_: grid.to(times)}
+    )
+    try:
+        path = odeint(
+            derivative, initial, times, rtol=solver.rtol, atol=solver.atol, method=solver.name, options=options
+        )
+    except AssertionError as error:
+        raise NotSolved(str(error)) from error
+    return path[-1]
