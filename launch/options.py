@@ -11,18 +11,14 @@ from util.option import PLACE, option
 class LaunchOptions:
     """Processes and devices."""
 
-    device: str = option(
-        "auto", "auto uses GPUs where there are any", choices=("auto", "cpu", "cuda"), effect=PLACE
-    )
+    device: str = option("auto", "auto uses GPUs where there are any", choices=("auto", "cpu", "cuda"), effect=PLACE)
     n_gpus_per_node: int = option(
         0, "ranks on each node; 0 is one for each GPU, or a single CPU rank", minimum=0, effect=PLACE
     )
     n_nodes: int = option(
         0, "number of nodes; 0 is what mpirun, srun or torchrun started, else one", minimum=0, effect=PLACE, once=True
     )
-    node_rank: int = option(
-        -1, "index of this node, from 0; -1 asks the launcher", minimum=-1, effect=PLACE, once=True
-    )
+    node_rank: int = option(-1, "index of this node, from 0; -1 asks the launcher", minimum=-1, effect=PLACE, once=True)
     master_address: str = option(
         "", "address of node 0 that the others can reach; default: agreed on under mpirun and srun", effect=PLACE,
         once=True,
@@ -53,5 +49,3 @@ class LaunchOptions:
         120.0, "seconds that ranks may take from a stop signal to their snapshot and exit", above=0.0,
         effect=PLACE,
     )  # fmt: skip
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from launch.agents.restart import STARTER_VARIABLE
 from launch.options import LaunchOptions
 from launch.places import find_place
 from launch.places.topology import RankPlace, Topology
+from util.errors import EXIT_FAILED, RunFailed
 from util.run_options import RunOptions
+from util.stop import leave_at_stop_signals
 
 
 def become_rank(
@@ -35,7 +38,12 @@ def become_rank(
         UsageError: environment, flags and folder do not fit together.
         SystemExit: the agent has done its work.
     """
-    place = find_place(options)
+    leave_at_stop_signals()
+    try:
+        place = find_place(options)
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
     if isinstance(place, Topology):
         os.environ.setdefault(STARTER_VARIABLE, uuid.uuid4().hex)
         raise SystemExit(Agent(command, place, options, run, fingerprint(settings)).run())

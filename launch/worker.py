@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 
 from launch.agents.beat import AGENT_VARIABLE, live_with_agent
-from launch.agents.meeting import meet
+from launch.agents.meeting import torchrun_store
 from launch.agents.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.agents.reports import report_of, write_report
 from launch.options import LaunchOptions
 from launch.places.topology import RankPlace
+from launch.waiting import Waiting
 from util.distributed import Distributed, join_group
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, UsageError
 from util.stop import StopRequest
@@ -28,7 +29,8 @@ Mode = Callable[[Distributed, StopRequest], None]
 def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode) -> NoReturn:
     """Run the mode as one rank of the group and leave with its exit code.
 
-    The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process.
+    The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process with
+    exit code 75.
 
     The process leaves at once (``os._exit``): after a failure an orderly shutdown would wait for a collective that the
     others never join, and after success for the store of a rank 0 that is already gone.
@@ -88,8 +90,8 @@ def _store(options: LaunchOptions, place: RankPlace) -> dist.Store | None:
     if place.world_size == 1:
         return None
     if AGENT_VARIABLE not in os.environ:
-        store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))
-        return meet(store, place, options.rendezvous_timeout)
+        waiting = Waiting(options.rendezvous_timeout, place.went_by)
+        return torchrun_store(place, waiting, options.collective_timeout)
     descriptor = os.environ.get(LISTEN_VARIABLE)
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -102,6 +104,7 @@ def _store(options: LaunchOptions, place: RankPlace) -> dist.Store | None:
 
 
 def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            stream.flush()
     os._exit(code)

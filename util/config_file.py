@@ -88,7 +88,7 @@ def parse_line(line: str, where: str) -> tuple[str, str]:
         return key, re.split(r"(?:^|\s)[#;]", rest, maxsplit=1)[0].strip()
     quoted = re.match(r"""("(?:[^"\\]|\\.)*"|'[^']*')\s*(?:[#;].*)?$""", rest)
     if quoted is None:
-        raise UsageError(f"{where}: {key} = {rest}: the quotes do not close after the value; write \\\" for one inside")
+        raise UsageError(f'{where}: {key} = {rest}: the quotes do not close after the value; write \\" for one inside')
     if rest[0] == "'":
         return key, quoted[1][1:-1]
     try:

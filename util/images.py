@@ -14,9 +14,7 @@ _SMALLEST_SIDE = 512
 _GAP = 2
 _TITLE_HEIGHT = 20
 # From dark to bright in nearly equal steps of lightness, so that the picture also reads in grey.
-_COLORS = np.array(
-    [[8, 10, 38], [66, 24, 104], [145, 41, 102], [220, 74, 64], [249, 152, 58], [252, 246, 196]]
-)
+_COLORS = np.array([[8, 10, 38], [66, 24, 104], [145, 41, 102], [220, 74, 64], [249, 152, 58], [252, 246, 196]])
 
 
 def to_uint8(images: torch.Tensor, truncate: bool = False) -> torch.Tensor:

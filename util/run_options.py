@@ -20,9 +20,7 @@ class RunOptions:
     )  # fmt: skip
     root: str = option(".", "folder that relative paths start from", effect=PLACE, path=True)
     workdir: str = option("", "folder of the run: configuration, snapshots, logs, samples", effect=PLACE, path=True)
-    overwrite: bool = option(
-        False, "with --mode train: start again where workdir holds a run", effect=PLACE, once=True
-    )
+    overwrite: bool = option(False, "with --mode train: start again where workdir holds a run", effect=PLACE, once=True)
     checkpoint: str = option(
         "", "with --mode continue: file in workdir/checkpoints to start from; default the newest intact one",
         effect=PLACE, path=True, once=True,

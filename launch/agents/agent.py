@@ -23,13 +23,17 @@ from launch.agents.reports import FailureReport
 from launch.agents.restart import RESTART_VARIABLE, STARTER_VARIABLE
 from launch.options import LaunchOptions
 from launch.places.topology import Topology
+from launch.waiting import Waiting
 from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
 from util.overwritten import bring_back
 from util.run_file import read_run_file, update_run_file
 from util.run_options import RunOptions
-from util.stop import STOP_SIGNALS
+from util.stop import leave_at_stop_signals, on_stop_signal
 
 POLL_SECONDS = 0.05
+VERDICT_SECONDS = 1.0
+"""How long an agent that was told to stop while nodes gather waits for agent 0 to agree."""
+FAREWELL_SECONDS = 10.0
 
 
 class Agent:
@@ -67,6 +71,8 @@ class Agent:
         if run.mode in ("continue", "eval", "sample") and not run.follow and not run.folder.is_dir():
             raise UsageError(f"--mode {run.mode}: {run.folder} is no folder; --workdir names an earlier run")
         self.ranks: Ranks | None = None
+        self._waiting: Waiting | None = None
+        """While nodes gather."""
         self._stop_signal = 0
         self._stop_time: float | None = None
         self._ending_time: float | None = None
@@ -74,20 +80,18 @@ class Agent:
 
     def run(self) -> int:
         """Start the ranks and return the exit code of the run, the same on every node: 0, 1, 2 or 75."""
-        earlier = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
-        try:
-            return run_apart(self._run) if self.topology.impatient else self._run()
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
+        return run_apart(self._run) if self.topology.impatient else self._run()
 
     def _run(self) -> int:
-        self._scratch = Path(tempfile.mkdtemp(prefix="scorefleet-"))
+        self._scratch: Path | None = None
         self._membership: Membership | None = None
+        self._waiting = Waiting(self.options.rendezvous_timeout, self.topology.went_by)
+        leave_at_stop_signals()
         try:
             self._membership = Membership(
-                self.topology, self.options, self.fingerprint, lambda: self._stop_time is not None
+                self.topology, self.options, self.fingerprint, self._be_known, lambda: self._stop_time is not None
             )
+            self._scratch = Path(tempfile.mkdtemp(prefix="scorefleet-"))
             return self._take_part(self._membership)
         except Preempted:
             return EXIT_PREEMPTED
@@ -102,19 +106,26 @@ class Agent:
             if self.ranks is not None:
                 self.ranks.kill()
             if self._membership is not None:
-                self._membership.close()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+                alone = self._waiting is not None and self._stop_time is not None
+                self._membership.close(VERDICT_SECONDS if alone else FAREWELL_SECONDS)
+            if self._scratch is not None:
+                shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _take_part(self, membership: Membership) -> int:
         """Do what agent 0 says until it gives a verdict; the exit code.
 
         Raises:
             RunFailed: agent 0 has gone away.
+            Preempted: this agent was asked to stop while nodes gather, and agent 0 does not answer.
         """
-        last = time.monotonic()
-        if self._stop_time is not None:
-            self._say_stopped(membership)
+        last, told = time.monotonic(), 0.0
         while True:
+            if self._stop_time is not None and self.ranks is None:
+                if not told:
+                    told = time.monotonic()
+                    self._say_stopped(membership)
+                elif self._waiting is not None and time.monotonic() > told + VERDICT_SECONDS:
+                    raise Preempted("stopped before the nodes had met")
             try:
                 messages = membership.poll()
             except ConnectionLost as lost:
@@ -123,7 +134,11 @@ class Agent:
             for message in messages:
                 if message["kind"] == "verdict":
                     return self._obey(message)
-                if message["kind"] == "start":
+                if message["kind"] == "waiting":
+                    assert self._waiting is not None
+                    self._waiting.say(f"{self.topology.place} waits for {message['missing']}")
+                elif message["kind"] == "start":
+                    self._waiting = None
                     self._start(membership, message)
                 elif message["kind"] == "ending":
                     self._set_ending()
@@ -145,6 +160,7 @@ class Agent:
             self._say_stopped(membership)
             return
         self._ending_time = None
+        assert self._scratch is not None
         start = Start(
             first_rank=message["first_rank"],
             world_size=message["world_size"],
@@ -188,7 +204,10 @@ class Agent:
             self.ranks.kill()
         main = self.topology.agent_rank == 0
         if verdict["line"]:
-            self._show((verdict["traceback"] if main else "") + verdict["line"] + "\n")
+            line = verdict["line"]
+            if self._waiting is not None and verdict["code"] == EXIT_FAILED:
+                line = self._waiting.line(line)
+            self._show((verdict["traceback"] if main else "") + line + "\n")
         if main and verdict["code"] == EXIT_FAILED:
             self._note("failed", verdict["line"])
         if main and verdict["code"] in (EXIT_FAILED, EXIT_USAGE):
@@ -217,6 +236,19 @@ class Agent:
             with contextlib.suppress(OSError, ValueError):
                 if bring_back(self.workdir):
                     self._show(f"{self.workdir}: the run that was to be overwritten is back\n")
+
+    def _be_known(self, known: bool) -> None:
+        """From when on a stop signal has to be told to other agents, and is not just the end of this process.
+
+        Raises:
+            Preempted: it came meanwhile.
+        """
+        if known:
+            on_stop_signal(self._stop)
+            return
+        leave_at_stop_signals()
+        if self._stop_time is not None:
+            raise Preempted("stopped before the nodes had met")
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Hand a stop signal on to every rank; a second Ctrl-C kills."""

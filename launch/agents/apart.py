@@ -15,13 +15,13 @@ from types import FrameType
 
 from launch.agents.beat import end_with_parent
 from util.errors import EXIT_FAILED
-from util.stop import STOP_SIGNALS
+from util.stop import STOP_SIGNALS, leave_at_stop_signals, on_stop_signal
 
 
 def run_apart(work: Callable[[], int]) -> int:
     """Run ``work`` in a process of its own session, hand signals on to it, and return its exit code.
 
-    Called before there is any thread, and with the signal handlers that ``work`` needs.
+    ``work`` begins as a process that leaves at once when it is told to stop.
     """
     parent = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it is clear which process takes them
@@ -30,6 +30,7 @@ def run_apart(work: Callable[[], int]) -> int:
         code = EXIT_FAILED
         try:
             os.setsid()
+            leave_at_stop_signals()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             end_with_parent(parent, signal.SIGTERM)
             code = work()
@@ -41,8 +42,7 @@ def run_apart(work: Callable[[], int]) -> int:
     def hand_on(number: int, _frame: FrameType | None) -> None:
         os.kill(child, number)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, hand_on)
+    on_stop_signal(hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)

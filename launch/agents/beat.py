@@ -61,8 +61,6 @@ def live_with_agent(timeout_seconds: float) -> None:
     stopped or hangs, and nobody would learn what becomes of its ranks, so it is killed, and they end with it. A second
     call does nothing.
     """
-    # Until the run takes stop signals itself they end this rank at once: it has nothing to save yet.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     agent = os.environ.get(AGENT_VARIABLE)
     descriptor = os.environ.pop(DESCRIPTOR_VARIABLE, None)
     if agent is None or descriptor is None:

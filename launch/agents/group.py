@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from launch.agents.fingerprint import difference
 from launch.agents.messages import Message
 from launch.agents.reports import FailureReport, report_from
+from launch.waiting import REMINDER_SECONDS
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED
 
 FAILURE_GRACE_SECONDS = 4.0
@@ -70,6 +71,7 @@ class Group:
     members: dict[int, Member] = field(default_factory=dict)
     n_restarts: int = 0
     deadline: float = 0.0
+    reminded: float = 0.0
 
     def admit(self, message: Message, now: float) -> int:
         """Take a registering agent in; its rank. Two that do not fit together end the run on all of them.
@@ -144,8 +146,13 @@ class Group:
     def tick(self, now: float) -> None:
         """Look at the clock."""
         if self.phase == "gathering":
+            missing = ", ".join(str(rank) for rank in range(self.n_agents) if rank not in self.members)
+            if now > max(self.started, self.reminded) + REMINDER_SECONDS:
+                self.reminded = now
+                if 0 in self.members:
+                    what = f"number {missing} of {self.n_agents} nodes (or processes)"
+                    self.send(0, "waiting", {"missing": what})
             if now > self.started + self.limits.rendezvous:
-                missing = ", ".join(str(rank) for rank in range(self.n_agents) if rank not in self.members)
                 present = ", ".join(member.place for _, member in sorted(self.members.items()))
                 self._decide(
                     EXIT_FAILED,

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from launch.addresses import LOOPBACK, interface_of, listen, reachable_address
 from launch.agents.coordinator import BEAT_SECONDS, PAUSE_SECONDS, Coordinator
-from launch.agents.group import Limits
+from launch.agents.group import Limits, ended_message
 from launch.agents.messages import Connection, ConnectionLost, Message
 from launch.options import LaunchOptions
 from launch.places.topology import Topology
-from util.errors import Preempted, RunFailed, UsageError
+from launch.waiting import Waiting
+from util.errors import EXIT_PREEMPTED, Preempted, RunFailed, UsageError
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS = 0.5
-FIRST_REMINDER_SECONDS = 5.0
-REMINDER_SECONDS = 30.0
 
 
 class Membership:
@@ -31,7 +29,9 @@ class Membership:
         topology: of the run.
         options: for the time-outs.
         fingerprint: what has to be the same on all nodes.
-        stop_requested: polled while waiting for agent 0.
+        known: called with True before another agent may hear of this one, so that from then on a stop signal has to
+            be told to it; with False when none has.
+        stop_requested: polled while waiting for agent 0 to answer.
 
     Raises:
         UsageError: agent 0 cannot listen where it should; the nodes do not fit together.
@@ -44,11 +44,13 @@ class Membership:
         topology: Topology,
         options: LaunchOptions,
         fingerprint: dict[str, str],
+        known: Callable[[bool], None],
         stop_requested: Callable[[], bool],
     ) -> None:
         self.topology = topology
         self.options = options
         self.coordinator: Coordinator | None = None
+        self._known = known
         self._stop_requested = stop_requested
         self._registration = {
             "run_id": topology.run_id,
@@ -100,11 +102,11 @@ class Membership:
             address = reachable_address()  # a host's own name often stands for its loopback address
         return interface_of(address)
 
-    def close(self) -> None:
-        """Leave; agent 0 waits a little until every other agent has left."""
+    def close(self, patience_seconds: float) -> None:
+        """Leave; agent 0 waits a little, so long at most, until every other agent has left."""
         self._connection.close()
         if self.coordinator is not None:
-            self.coordinator.join(timeout=10.0)
+            self.coordinator.join(timeout=patience_seconds)
 
     def _coordinate(self) -> Connection:
         """Start the coordinator, and connect to it within this process."""
@@ -125,6 +127,7 @@ class Membership:
         self.coordinator = Coordinator(
             topology.n_agents, topology.run_id, limits, listener, other, (topology.listen_address, port)
         )
+        self._known(True)
         self.coordinator.start()
         own.send("register", **self._registration)
         return own
@@ -156,26 +159,23 @@ class Membership:
 
     def _find(self) -> Connection:
         """Connect to agent 0, trying for as long as it may take to start."""
-        started = time.monotonic()
-        reminded = started - REMINDER_SECONDS + FIRST_REMINDER_SECONDS
+        waiting = Waiting(self.options.rendezvous_timeout, self.topology.went_by)
         problem = "no answer"
         where = f"{self.topology.master_address}:{'/'.join(map(str, self.topology.master_ports))}"
-        while (now := time.monotonic()) < started + self.options.rendezvous_timeout:
-            if self._stop_requested():
-                raise Preempted("stopped before the nodes had met")
+        while waiting.remaining:
             for port in self.topology.master_ports:
                 try:
                     return self._register(self.topology.master_address, port)
                 except (OSError, ConnectionLost) as error:
                     problem = getattr(error, "strerror", None) or str(error) or "no answer"
-            if now > reminded + REMINDER_SECONDS:
-                reminded = now
-                print(f"{self.topology.place} waits for node 0 at {where}: {problem}", file=sys.stderr, flush=True)
-            time.sleep(RETRY_SECONDS)
+            waiting.remind(f"{self.topology.place} waits for node 0 at {where}: {problem}")
+            time.sleep(min(RETRY_SECONDS, waiting.remaining))
         raise RunFailed(
-            f"{self.topology.place} did not find node 0 at {where} within {self.options.rendezvous_timeout:g} s "
-            f"(--rendezvous_timeout): {problem}; check --master_address and --master_port, that node 0 runs, and that "
-            "no firewall is between them"
+            waiting.line(
+                f"{self.topology.place} did not find node 0 at {where} within {waiting.seconds:g} s "
+                f"(--rendezvous_timeout): {problem}; check --master_address and --master_port, that node 0 runs, and "
+                "that no firewall is between them"
+            )
         )
 
     def _register(self, address: str, port: int) -> Connection:
@@ -183,13 +183,18 @@ class Membership:
 
         Raises:
             UsageError: agent 0 refuses, and ends the run, because this agent does not fit.
+            Preempted: this agent was asked to stop while it waited for the answer.
             ConnectionLost, OSError: nobody, or somebody else, is there.
         """
         connection = Connection(socket.create_connection((address or LOOPBACK, port), timeout=CONNECT_SECONDS))
         try:
+            self._known(True)
             connection.send("register", **self._registration)
             deadline = time.monotonic() + ANSWER_SECONDS
             while time.monotonic() < deadline:
+                if self._stop_requested():
+                    connection.send("ended", **ended_message(EXIT_PREEMPTED, None))
+                    raise Preempted("stopped before the nodes had met")
                 # Only the first message is looked at here; those behind it stay for poll.
                 message = connection.receive_one()
                 if message is None:
@@ -201,6 +206,8 @@ class Membership:
                 else:
                     raise ConnectionLost(str(message.get("reason", "something else answers there")))
             raise ConnectionLost("something is there that does not answer as node 0 does")
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, (ConnectionLost, OSError)):
+                self._known(False)
             raise

@@ -21,6 +21,7 @@ from launch.agents.reports import FOLDER_VARIABLE, FailureReport, read_reports, 
 from launch.agents.restart import RESTART_VARIABLE
 from launch.places.open_mpi import without_mpi
 from launch.places.topology import Topology
+from launch.places.torchrun import without_torchrun
 from util.errors import EXIT_FINISHED, EXIT_PREEMPTED
 from util.progress import TERMINAL_VARIABLE
 from util.stop import STOP_SIGNALS
@@ -141,7 +142,7 @@ class Ranks:
             # Threads that spin while they wait cost a shared machine far more than they gain (30 times, measured).
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             **({INTERFACE_VARIABLE: start.interface} if start.interface else {}),
-            **without_mpi(dict(os.environ)),
+            **without_torchrun(without_mpi(dict(os.environ))),
             "RANK": str(start.first_rank + index),
             "LOCAL_RANK": str(topology.first_local_rank + index),
             "WORLD_SIZE": str(start.world_size),

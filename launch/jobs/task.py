@@ -15,7 +15,7 @@ from launch.command import MAIN, resolve
 from launch.jobs.job_file import read_job_file, write_job_file
 from launch.jobs.requeue import stopped
 from util.errors import EXIT_FINISHED, EXIT_PREEMPTED, RunFailed
-from util.stop import STOP_SIGNALS
+from util.stop import STOP_SIGNALS, on_stop_signal
 
 
 @dataclass
@@ -70,8 +70,7 @@ class MainTask:
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
-        for number in STOP_SIGNALS:
-            signal.signal(number, forward)
+        on_stop_signal(forward)
         environment = {**os.environ, RESTART_VARIABLE: str(n_restarts), STARTER_VARIABLE: f"job {job_id}"}
         process = subprocess.Popen([sys.executable, MAIN, *self.arguments], cwd=self.directory, env=environment)
         if received:  # it came before there was anything to hand it on to

@@ -28,6 +28,7 @@ class Place(Protocol):
 
         Raises:
             UsageError: environment and flags contradict each other, or are incomplete.
+            RunFailed: the launcher's processes did not come together.
         """
         ...
 
@@ -40,7 +41,7 @@ def find_place(options: LaunchOptions, environment: Mapping[str, str] = os.envir
     """Where this process is.
 
     Raises:
-        UsageError: as ``Place.find``.
+        UsageError, RunFailed: as ``Place.find``.
     """
     place = next(place for place in PLACES if all(name in environment for name in place.VARIABLES))
     return place.find(options, environment)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from launch.options import LaunchOptions
 from launch.places import flags
 from launch.places.topology import Topology, agree, number, one_for_each_node, ranks_of_node
+from launch.waiting import went_by
 from util.errors import UsageError
 
 # A batch script has SLURM_PROCID too, but only srun starts it on every node.
@@ -51,8 +52,11 @@ class SlurmPlace:
         digests = (hashlib.sha256(f"{self.run_id} {attempt}".encode()).digest() for attempt in range(N_CANDIDATES))
         return tuple(FIRST_PORT + int.from_bytes(digest[:4], "big") % N_PORTS for digest in digests)
 
-    def master_address(self) -> str:
+    def master_address(self, timeout_seconds: float) -> str:
         """The address of the first node; by Slurm's own table where its name cannot be looked up.
+
+        Args:
+            timeout_seconds: how long Slurm may take to answer, at most ``SCONTROL_SECONDS``.
 
         Raises:
             UsageError: neither knows it.
@@ -61,7 +65,7 @@ class SlurmPlace:
             socket.getaddrinfo(self.first_node, None, type=socket.SOCK_STREAM)
             return self.first_node
         except OSError:
-            return node_address(self.first_node)
+            return node_address(self.first_node, min(timeout_seconds, SCONTROL_SECONDS))
 
 
 def find(options: LaunchOptions, environment: Mapping[str, str]) -> Topology:
@@ -82,6 +86,11 @@ def find(options: LaunchOptions, environment: Mapping[str, str]) -> Topology:
         started = f"srun started {place.tasks_on_node} tasks on this node"
         agree("--n_gpus_per_node", options.n_gpus_per_node, started, place.tasks_on_node)
     n_ranks = 1 if place.one_rank_each else ranks_of_node(options)
+    origin = went_by("srun", environment, VARIABLES)
+    try:
+        master_address = options.master_address or place.master_address(options.rendezvous_timeout)
+    except UsageError as error:
+        raise UsageError(f"{error}; {origin}") from None
     return Topology(
         n_agents=place.n_tasks,
         agent_rank=place.task,
@@ -89,10 +98,11 @@ def find(options: LaunchOptions, environment: Mapping[str, str]) -> Topology:
         n_ranks=n_ranks,
         first_local_rank=place.local_task if place.one_rank_each else 0,
         local_world_size=place.tasks_on_node if place.one_rank_each else n_ranks,
-        master_address=options.master_address or place.master_address(),
+        master_address=master_address,
         master_ports=(options.master_port,) if options.master_port else place.ports(),
         listen_address="",  # the master's name may stand for another address here than elsewhere
         run_id=place.run_id,
+        went_by=origin,
     )
 
 
@@ -170,7 +180,7 @@ def expand_tasks(text: str) -> list[int]:
     return counts
 
 
-def node_address(name: str) -> str:
+def node_address(name: str, timeout_seconds: float) -> str:
     """What Slurm itself reaches a node by.
 
     Raises:
@@ -180,7 +190,7 @@ def node_address(name: str) -> str:
     try:
         shown = subprocess.run(
             ["scontrol", "show", "node", "--oneliner", name],
-            capture_output=True, text=True, timeout=SCONTROL_SECONDS, check=True,
+            capture_output=True, text=True, timeout=timeout_seconds, check=True,
         ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(
@@ -197,4 +207,3 @@ def _text(environment: Mapping[str, str], *names: str) -> str:
         if environment.get(name):
             return environment[name]
     raise UsageError(f"{names[0]} is not in the environment of this Slurm step; run main.py by srun")
-

@@ -32,6 +32,7 @@ class Topology:
         run_id: known to the agents of this run alone; empty where they have no common source of it.
         listener: the socket of agent 0, where it had to be opened before the others could know its port.
         impatient: whether the launcher kills its processes soon after it has told them to stop.
+        went_by: what in the environment said all this, for messages while the others do not come; may be empty.
     """
 
     n_agents: int = 1
@@ -46,6 +47,7 @@ class Topology:
     run_id: str = ""
     listener: socket.socket | None = field(default=None, compare=False)
     impatient: bool = False
+    went_by: str = field(default="", compare=False)
 
     @property
     def one_rank_each(self) -> bool:
@@ -61,12 +63,17 @@ class Topology:
 
 @dataclass(frozen=True)
 class RankPlace:
-    """A rank's place, as its launcher (our agent or torchrun) wrote it into the environment."""
+    """A rank's place, as its launcher (our agent or torchrun) wrote it into the environment.
+
+    Attributes:
+        went_by: as in ``Topology``.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
+    went_by: str = field(default="", compare=False)
 
 
 def agree(flag: str, value: int, started: str, found: int, least: int = 1) -> None:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 from launch.options import LaunchOptions
 from launch.places.topology import RankPlace, agree, number
+from launch.waiting import went_by
 from util.errors import UsageError
 
 VARIABLES = ("RANK", "WORLD_SIZE")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+OTHERS = ("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
+PREFIX = "TORCHELASTIC_"
+"""What torchrun sets beside the variables of a rank; our agents set none of it."""
 
 
 def find(options: LaunchOptions, environment: Mapping[str, str]) -> RankPlace:
@@ -28,4 +33,10 @@ def find(options: LaunchOptions, environment: Mapping[str, str]) -> RankPlace:
         agree("--n_nodes", options.n_nodes, f"torchrun started {n_nodes} nodes", n_nodes)
         started = f"torchrun started {local_world_size} processes on each node"
         agree("--n_gpus_per_node", options.n_gpus_per_node, started, local_world_size)
-    return RankPlace(rank, local_rank, world_size, local_world_size)
+    origin = went_by("torchrun", environment, (*names, *ADDRESS))
+    return RankPlace(rank, local_rank, world_size, local_world_size, origin)
+
+
+def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that must not take itself for one of torchrun's."""
+    return {name: value for name, value in environment.items() if name not in OTHERS and not name.startswith(PREFIX)}

@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "seed": 5,
 }
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 1.0])
 @pytest.mark.parametrize(("number", "to_rank"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])

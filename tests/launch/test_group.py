@@ -55,6 +55,15 @@ def running() -> Cluster:
     return cluster
 
 
+def test_agent_0_is_reminded_of_those_that_are_missing() -> None:
+    cluster = Cluster(3)
+    cluster.register(0)
+    for now in (1.0, 5.5, 6.0, 10.0, 10.6):
+        cluster.group.tick(now)
+    missing = {"missing": "number 1, 2 of 3 nodes (or processes)"}
+    assert cluster.said == {0: [("waiting", missing)] * 2, 1: [], 2: []}
+
+
 def test_ranks_are_numbered_in_the_order_of_agents_whatever_their_number() -> None:
     cluster = Cluster(3)
     cluster.register(2, {"n_ranks": 4})

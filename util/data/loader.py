@@ -176,11 +176,10 @@ def training_batches(
     """
     if random_flip and not dataset.is_image:
         raise UsageError(f"random_flip is for images and data set {dataset.name} holds points: switch it off")
+
     def places() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for step in itertools.count(share.first_step):
-            indices = batch_indices(
-                seed, step, share.total_batch_size, dataset.length, one_order=one_order
-            )
+            indices = batch_indices(seed, step, share.total_batch_size, dataset.length, one_order=one_order)
             for positions in share.positions(step):
                 yield positions, indices[positions - step * share.total_batch_size]
 
