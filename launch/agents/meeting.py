@@ -115,7 +115,7 @@ def _wait(place: RankPlace, waiting: Waiting) -> None:
 
 
 def _pause(waiting: Waiting, what: str, failure: str) -> None:
+    waiting.remind(what)
     if not waiting.remaining:
         raise RunFailed(waiting.line(f"{failure} within {waiting.seconds:g} s (--rendezvous_timeout)"))
-    waiting.remind(what)
     time.sleep(POLL_SECONDS)

@@ -122,12 +122,12 @@ def meet(options: LaunchOptions, size: int, waiting: Waiting) -> Shared:
     theirs.close()
     with ours:
         while not select.select([ours], [], [], waiting.until_reminder)[0]:
+            waiting.remind(f"{host} waits for MPI to connect all {size} processes")
             if not waiting.remaining:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 text = f"{host}: MPI did not connect all {size} processes within {waiting.seconds:g} s"
                 raise RunFailed(waiting.line(f"{text} (--rendezvous_timeout)"))
-            waiting.remind(f"{host} waits for MPI to connect all {size} processes")
         block, descriptors, _, _ = socket.recv_fds(ours, MAXIMUM_ANSWER, 1)
     os.waitpid(child, 0)
     if not block:

@@ -45,7 +45,7 @@ class Network:
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         self.enter = folder / "enter"
         inside = f'hostname "$0"; mount --bind "{folder}/hosts" /etc/hosts; exec "$@"'
-        unshared = f"unshare --uts --mount /bin/sh -c '{inside}' \"$host\" \"$@\""
+        unshared = f'unshare --uts --mount /bin/sh -c \'{inside}\' "$host" "$@"'
         self._script(self.enter, f'exec ip netns exec "{self.id}-$host" {unshared}')
         # Open MPI starts its daemons through this instead of ssh. The hosts share everything but network and names.
         self.remote_shell = folder / "remote_shell"

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from launch.places.flags import DEFAULT_MASTER_PORT
+from launch.places.open_mpi import PREFIXES
 from tests.cluster.network import Network, network
 from tests.patience import PATIENCE, wait_for
 from tests.system.command import (
@@ -23,6 +24,7 @@ from tests.system.command import (
     NO_TIME_OUTS,
     ROOT,
     SLOW_START,
+    alive,
     arguments,
     end,
     run,
@@ -270,3 +272,48 @@ def test_flags_against_mpirun(hosts: Network, tmp_path: Path) -> None:
     text = end(process, None)
     assert process.returncode == 2
     assert "--n_nodes 3, but mpirun started 2 nodes" in text
+
+
+@needs_mpirun
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stop_signal_while_mpi_waits_for_a_process_that_does_not_come(number: signal.Signals, tmp_path: Path) -> None:
+    assert MPIRUN is not None
+    words = [
+        MPIRUN,
+        "--allow-run-as-root",
+        "--map-by",
+        ":OVERSUBSCRIBE",
+        "-np",
+        "1",
+        *arguments(tmp_path / "run", **TINY),
+    ]
+    process = start([*words, ":", "-np", "1", "sleep", "100000"])
+    assert process.stdout is not None
+    assert any("waits for MPI to connect all 2 processes" in line for line in process.stdout)
+    (ours,) = [child for child in psutil.Process(process.pid).children() if "sleep" not in child.cmdline()]
+    inside = ours.children()
+    ours.send_signal(number)
+    end(process, 75)
+    wait_for(lambda: not alive(inside), "the end of what waits in MPI")
+    assert not (tmp_path / "run").exists()
+
+
+@needs_mpirun
+def test_variables_of_an_mpirun_that_has_ended(tmp_path: Path) -> None:
+    assert MPIRUN is not None
+    words = [MPIRUN, "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-np", "2"]
+    end(start([*words, "sh", "-c", f'env > "{tmp_path}/$OMPI_COMM_WORLD_RANK"']), 0)
+    for rank in ("0", "1"):
+        lines = (tmp_path / rank).read_text().splitlines()
+        left = dict(line.split("=", 1) for line in lines if line.startswith(PREFIXES))
+        few = {name: value for name, value in left.items() if name.startswith("OMPI_COMM_WORLD_")}
+        for variables in (left, few):
+            process = subprocess.run(
+                arguments(tmp_path / "run", **TINY), cwd=ROOT, env={**os.environ, **variables}, capture_output=True,
+                text=True, timeout=PATIENCE,
+            )  # fmt: skip
+            assert process.returncode == 1, process.stderr
+            last = process.stderr.strip().splitlines()[-1]
+            assert f"OMPI_COMM_WORLD_RANK={rank}" in last
+            assert "`unset OMPI_COMM_WORLD_RANK " in last
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,18 @@ import pytest
 
 from launch.agents.restart import OF_RESTART, of_restart, starters, starters_of_all
 from tests.configuration import configured
-from tests.system.command import NO_TIME_OUTS, SLOW_START, end, ranks_of, snapshot, start, wait_for_end, wait_until
+from tests.patience import wait_for
+from tests.system.command import (
+    NO_TIME_OUTS,
+    SLOW_START,
+    arguments,
+    end,
+    ranks_of,
+    snapshot,
+    start,
+    wait_for_end,
+    wait_until,
+)
 from util.run_file import read_run_file, update_run_file
 from util.run_options import RunOptions
 
@@ -32,7 +45,9 @@ TINY: dict[str, Any] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 1.0])
-@pytest.mark.parametrize(("number", "to_rank"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+@pytest.mark.parametrize(
+    ("number", "to_rank"), [(signal.SIGTERM, False), (signal.SIGUSR1, True), (signal.SIGHUP, False)]
+)
 def test_stop_signal_during_start_up(number: signal.Signals, to_rank: bool, delay: float, tmp_path: Path) -> None:
     process = start(tmp_path, **TINY, **NO_TIME_OUTS)
     wait_until(lambda: len(ranks_of(process)) == 2, process)
@@ -43,6 +58,43 @@ def test_stop_signal_during_start_up(number: signal.Signals, to_rank: bool, dela
     wait_for_end(ranks.values())
     # A run that has not begun leaves nothing but its logs.
     assert os.listdir(tmp_path) == ["logs"] or read_run_file(tmp_path)["state"] == "preempted"
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_is_a_stop_signal(tmp_path: Path) -> None:
+    process, terminal = os.forkpty()
+    if process == 0:
+        os.execv(sys.executable, arguments(tmp_path, **TINY, **NO_TIME_OUTS))
+    wait_for(lambda: read_from(terminal) and read_run_file(tmp_path).get("step", 0) >= 3, "a few steps")
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 75
+    status = read_run_file(tmp_path)
+    assert (status["state"], status["exit_reason"]) == ("preempted", "SIGHUP")
+    assert snapshot(tmp_path)["step"] == status["step"]
+
+
+def read_from(terminal: int) -> bool:
+    """Take what a terminal shows, so that nobody waits for it; true."""
+    while select.select([terminal], [], [], 0)[0]:
+        os.read(terminal, 1 << 16)
+    return True
+
+
+@pytest.mark.slow
+def test_nohup_keeps_a_run_from_noticing(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(tmp_path, **TINY, **NO_TIME_OUTS)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_until(lambda: read_run_file(tmp_path).get("step", 0) >= 3, process)
+    for one in (process, *ranks_of(process).values()):
+        one.send_signal(signal.SIGHUP)
+    reached = read_run_file(tmp_path)["step"]
+    wait_until(lambda: read_run_file(tmp_path)["step"] >= reached + 20, process)
+    process.send_signal(signal.SIGTERM)
+    end(process, 75)
+    assert read_run_file(tmp_path)["exit_reason"] == "SIGTERM"
 
 
 @pytest.mark.slow

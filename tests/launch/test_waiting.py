@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "config": "configs/smoke/tiny.txt", "device": "cpu", "n_gpus_per_node": 1, "n_train_iters": 4, "log_freq": 1
 }  # fmt: skip
 ENDLESS = {**TINY, "rendezvous_timeout": 10 * PATIENCE, "collective_timeout": 10 * PATIENCE}
-SHORT = {**TINY, "rendezvous_timeout": REMINDER_SECONDS + 2, "collective_timeout": 10 * PATIENCE}
+SHORT = {**TINY, "rendezvous_timeout": 3 * REMINDER_SECONDS, "collective_timeout": 10 * PATIENCE}
 TORCHRUN = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": LOOPBACK}
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
@@ -97,14 +97,15 @@ def hanging_slurm(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "waits_for",
-    ["nodes that do not come", "node 0", "an answer of node 0", "MPI", "Slurm's first node", "ranks that do not come",
+    ["nodes that do not come", "node 0", "an answer of node 0", "MPI", "Slurm's first node", "torchrun's other ranks",
      "torchrun's store", "an answer of torchrun's store"],
 )  # fmt: skip
 def test_any_stop_signal_ends_any_waiting(waits_for: str, tmp_path: Path) -> None:
     waiting = []
     with socket.create_server((LOOPBACK, 0)) as silent:
         answers_not = silent.getsockname()[1]
-        for number in STOP_SIGNALS:
+        # Starting torch takes long, and tests/util/test_stop.py has all of them.
+        for number in (signal.SIGTERM, signal.SIGHUP) if "torchrun" in waits_for else STOP_SIGNALS:
             port, folder = free_port(), tmp_path / f"mpi_{number.name}"
             options: dict[str, Any] = {}
             variables: dict[str, str] = {}
@@ -120,7 +121,7 @@ def test_any_stop_signal_ends_any_waiting(waits_for: str, tmp_path: Path) -> Non
                 variables = {**SLURM, "SLURM_PROCID": "1", "SLURM_NODEID": "1"}
             else:
                 variables = {
-                    "ranks that do not come": {**TORCHRUN, "RANK": "0", "MASTER_PORT": str(port)},
+                    "torchrun's other ranks": {**TORCHRUN, "RANK": "0", "MASTER_PORT": str(port)},
                     "torchrun's store": {**TORCHRUN, "RANK": "1", "MASTER_PORT": str(port)},
                     "an answer of torchrun's store": {**TORCHRUN, "RANK": "1", "MASTER_PORT": str(answers_not)},
                 }[waits_for]
@@ -189,17 +190,16 @@ def test_variables_of_a_launcher_that_has_ended(tmp_path: Path) -> None:
         *reminders, last = text.strip().splitlines()
         assert "(--rendezvous_timeout)" in last, text
         assert all(" waits for " in line for line in reminders), text
-        assert len(reminders) == 1, text
+        assert reminders, text
         for line in (*reminders, last):
             assert f"if no {name.split()[0]} has just set these" in line
             for variable in unset_by(text):
                 assert f"{variable}={tries[name][variable]}" in line
     assert not (tmp_path / "run").exists()
     # And the advice is right.
-    for name, text in output.items():
-        clean = {variable: value for variable, value in tries[name].items() if variable not in unset_by(text)}
-        clean.pop("PYTHONPATH", None)
-        end(start(tmp_path / name, clean, **SHORT), 0)
+    for name in ("torchrun 1", "srun 1", "mpirun"):
+        left = {variable: value for variable, value in tries[name].items() if variable not in unset_by(output[name])}
+        end(start(tmp_path / name, left, **SHORT), 0)
 
 
 @pytest.mark.parametrize(
