@@ -1,9 +1,9 @@
 """``python -m tests.chaos --rounds 30 --seed 1``: runs that something happens to, continued and compared bit by bit.
 
-Each round starts a run of two or three ranks, does one random thing to it at a random moment (start-up, training,
-snapshot or evaluation, wherever it falls), waits for the command to end, starts the same command again, and compares
-the final state with that of an undisturbed run. Exit code 1 if a round lost work that had been reported as saved, did
-not end within its bound, or ended in another state.
+Each round starts a run of two or three ranks, does one random thing to it at a random moment (gathering, start-up,
+training, snapshot or evaluation, wherever it falls), waits for the command to end, starts the same command again, and
+compares the final state with that of an undisturbed run. Exit code 1 if a round lost work that had been reported as
+saved, did not end within its bound, or ended in another state.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from launch.addresses import LOOPBACK, listen
 from tests.cluster.network import Network, why_not
 from tests.system.command import ROOT, alive, arguments, ranks_of, run, start, state_differences
 from util.run_file import read_run_file
@@ -46,7 +47,8 @@ OPTIONS: dict[str, Any] = {
     "rendezvous_timeout": 20,
 }
 BOUND_SECONDS = 300.0
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL, signal.SIGSTOP]
+WISHES = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+SIGNALS = [*WISHES, signal.SIGKILL, signal.SIGSTOP]
 
 
 @dataclass
@@ -136,12 +138,38 @@ def signal_round(generator: random.Random, workdir: Path, n_ranks: int, seconds:
     with contextlib.suppress(psutil.NoSuchProcess):
         target.send_signal(number)
     wait_for_end([process], list(ranks.values()), result)
-    if number in (signal.SIGTERM, signal.SIGUSR1) and not result.problem:
+    if number in WISHES and not result.problem:
         if result.code not in (0, 75):
             result.problem = f"exit code {result.code} after {number.name}"
         elif steps_logged(workdir) > steps_saved(workdir):
             result.problem = f"{number.name} lost {steps_logged(workdir) - steps_saved(workdir)} steps"
     return result
+
+
+def gathering_round(generator: random.Random, workdir: Path) -> Round:
+    """A stop signal to one of two nodes that wait for a third, which does not come."""
+    number, target = generator.choice([*WISHES, signal.SIGINT]), generator.choice([0, 1])
+    result = Round(f"{number.name}, gathering", 2, "gathering")
+    with listen(LOOPBACK, 0) as taken:
+        port = int(taken.getsockname()[1])
+    meeting = {"n_gpus_per_node": 1, "n_nodes": 3, "master_address": LOOPBACK, "master_port": port}
+    nodes = [start(workdir, **{**OPTIONS, **meeting, "rendezvous_timeout": 1e6}, node_rank=rank) for rank in (0, 1)]
+    while not (is_told(nodes[0], "number 2 of 3") or nodes[0].poll() is not None):
+        pass
+    time.sleep(generator.uniform(0.0, 1.0))
+    nodes[target].send_signal(number)
+    wait_for_end(nodes, [], result)
+    if not result.problem and [node.returncode for node in nodes] != [75, 75]:
+        result.problem = f"exit codes {[node.returncode for node in nodes]} after {number.name}"
+    elif not result.problem and workdir.exists():
+        result.problem = f"left {sorted(path.name for path in workdir.iterdir())}"
+    return result
+
+
+def is_told(node: subprocess.Popen[str], text: str) -> bool:
+    """Whether the next line that a command writes has this text; it is waited for."""
+    assert node.stdout is not None
+    return text in node.stdout.readline()
 
 
 @contextlib.contextmanager
@@ -246,8 +274,11 @@ def play(rounds: int, seed: int, folder: Path, say: Callable[[str], None]) -> li
     for number in range(1, rounds + 1):
         generator = random.Random(f"{seed} {number}")
         workdir = folder / f"round_{number}"
-        kind = generator.choices(["signal", "disk", "network"], [8, 1, 1])[0]
-        if kind == "signal" or not can_isolate:
+        kind = generator.choices(["signal", "disk", "network", "gathering"], [8, 1, 1, 2])[0]
+        if kind == "gathering":
+            result = gathering_round(generator, workdir)
+            judge(result, workdir, folder / "undisturbed_2", 0, 0)
+        elif kind == "signal" or not can_isolate:
             n_ranks = generator.choice([2, 3])
             result = signal_round(generator, workdir, n_ranks, seconds)
             judge(result, workdir, folder / f"undisturbed_{n_ranks}", steps_saved(workdir), steps_logged(workdir))
@@ -274,11 +305,11 @@ def play(rounds: int, seed: int, folder: Path, say: Callable[[str], None]) -> li
 
 def summary(results: list[Round]) -> str:
     survived = sum(not result.problem for result in results)
-    killed = [result for result in results if "SIGTERM" not in result.event and "SIGUSR1" not in result.event]
+    killed = [result for result in results if not any(number.name in result.event for number in WISHES)]
     asked = [result for result in results if result not in killed]
     return (
         f"{len(results)} rounds, {survived} survived; longest time to notice "
-        f"{max(result.notice for result in results):.1f} s; steps lost to SIGTERM and SIGUSR1 "
+        f"{max(result.notice for result in results):.1f} s; steps lost to stop signals "
         f"{max((result.lost for result in asked), default=0)}, to anything else at most "
         f"{max((result.lost for result in killed), default=0)} (snapshots every {OPTIONS['snapshot_freq']} steps)"
     )
