@@ -22,6 +22,8 @@ from util.foreign_checkpoint import (
     own_storage,
     read_foreign,
     snapshot_state,
+    unwrapped,
+    without_prefixes,
 )
 from util.named_shapes import Shapes, shapes
 
@@ -30,8 +32,9 @@ def import_ddpm_torch(sources: Sequence[Path]) -> dict[str, Any]:
     """A snapshot of a checkpoint of ddpm-torch, or of a network of that form as HSIVI's authors published.
 
     Either a flat state_dict, or entries ``model`` and ``ema`` (``shadow``, by name, with ``decay`` and
-    ``num_updates``) among others that are left behind. Names may have the prefix ``module.`` of data-parallel
-    training. A flat file gives weights and averages, since published ones hold averages.
+    ``num_updates``) among others that are left behind. Names may have the prefixes of data-parallel training and of
+    ``torch.compile``, and all may stand behind one of ``util.foreign_checkpoint.WRAPPINGS``. A flat file gives weights
+    and averages, since published ones hold averages.
     """
     path = one_source(sources)
     return convert_unet(read_foreign(path), path, "ddpm-torch")
@@ -45,7 +48,7 @@ def import_improved_diffusion(sources: Sequence[Path]) -> dict[str, Any]:
 
 def convert_unet(checkpoint: Any, path: Path, program: str = "") -> dict[str, Any]:
     """As ``import_ddpm_torch``, of a checkpoint that is loaded already; without ``program`` it may be of either."""
-    source = str(path)
+    source, checkpoint = str(path), unwrapped(checkpoint, "ema", "whole_model")
     if not isinstance(checkpoint, Mapping):
         raise UsageError(f"{source}: a {type(checkpoint).__name__}, not a state_dict of {program or 'a U-Net'}")
     if "whole_model" in checkpoint:
@@ -58,7 +61,7 @@ def convert_unet(checkpoint: Any, path: Path, program: str = "") -> dict[str, An
         decay = entry(average, "decay", float, f"{source}: ema")
         n_updates = entry(average, "num_updates", int, f"{source}: ema")
     if isinstance(checkpoint.get("model"), Mapping):
-        network = _tensors(checkpoint["model"], f"{source}: model")
+        network = _tensors(unwrapped(checkpoint["model"]), f"{source}: model")
     else:
         network = shadow if shadow is not None else _tensors(checkpoint, source)
     if shadow is None:
@@ -87,14 +90,13 @@ def program_of(names: Container[str]) -> str:
 
 
 def _tensors(mapping: Any, where: str) -> dict[str, torch.Tensor]:
-    """A state_dict without the prefix of data-parallel training, if it has that."""
+    """A state_dict, without prefixes of its names."""
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{where}: a {type(mapping).__name__}, not a state_dict")
     for name, tensor in mapping.items():
         if not isinstance(tensor, torch.Tensor):
             raise UsageError(f"{where}: entry '{name}' is a {type(tensor).__name__}, not a tensor")
-    prefixed = bool(mapping) and all(str(name).startswith("module.") for name in mapping)
-    return {str(name).removeprefix("module.") if prefixed else str(name): mapping[name] for name in mapping}
+    return without_prefixes(mapping, where)
 
 
 def ddpm_unet_settings(found: Shapes) -> DDPMUNetSettings:

@@ -7,17 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from util.errors import UsageError
+from util.foreign_types import SAFE_TYPES
 from util.named_shapes import Shapes, describe_difference, shapes
 
 Network = TypeVar("Network", bound=nn.Module)
 
+PREFIXES = ("module.", "_orig_mod.")
+"""That data-parallel training and ``torch.compile`` put before the names of a network."""
+WRAPPINGS = ("state_dict", "model", "model_state_dict", "net", "network", "checkpoint")
+"""Keys behind which programs keep what they save."""
+
 
 def read_foreign(path: Path) -> Any:
-    """Load a file of unknown origin: tensors and plain containers only, no code.
+    """Load a file of unknown origin: tensors, plain containers and ``util.foreign_types.SAFE_TYPES``, no code.
+
+    Numbers and arrays of numpy come as those of Python and torch.
 
     Raises:
         UsageError: no such file, damaged, or in need of more than that.
@@ -25,18 +34,44 @@ def read_foreign(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give the checkpoint to convert")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(SAFE_TYPES):
+            return _without_numpy(torch.load(path, map_location="cpu", weights_only=True))
     # Damage can surface as almost any exception of the zip reader or the unpickler.
     except Exception as error:
         message = str(error)
-        unsafe = re.search(r"GLOBAL ([\w.]+)", message)
+        unsafe = re.search(r"(?:GLOBAL |<class ')([\w.]+)", message)
         if unsafe:
             raise UsageError(
                 f"{path}: it holds more than tensors and plain containers ({unsafe[1]}), which "
                 "could run code; save it again without that"
             ) from None
+        message = message.rpartition("WeightsUnpickler error:")[2]
+        if "Unsupported operand" in message:
+            message = "of a pickle protocol that torch.load refuses; save it with the one that torch.save has by itself"
         first_line = (message.strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path}: not a readable PyTorch checkpoint ({first_line[:160]})") from None
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy()) if value.dtype.kind in "biuf" else value
+    if isinstance(value, dict):
+        return {_without_numpy(key): _without_numpy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_without_numpy, value))
+    return value
+
+
+def unwrapped(checkpoint: Any, *wanted: str) -> Any:
+    """What is inside the ``WRAPPINGS`` of a checkpoint that has none of the entries ``wanted`` outside of them."""
+    while isinstance(checkpoint, Mapping) and not any(key in checkpoint for key in wanted):
+        inside = [checkpoint[key] for key in WRAPPINGS if isinstance(checkpoint.get(key), Mapping)]
+        if len(inside) != 1:
+            break
+        checkpoint = inside[0]
+    return checkpoint
 
 
 def entry(mapping: Any, key: str, kind: type, where: str) -> Any:
@@ -60,13 +95,31 @@ def count(mapping: Mapping[str, Any], key: str, where: str) -> int:
     return entry(mapping, key, int, where)
 
 
-def without_prefix(model: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
-    """A state_dict without the prefix of data-parallel training. Raises UsageError for an entry without it."""
-    prefix = "module."
-    for name in model:
-        if not str(name).startswith(prefix):
-            raise UsageError(f"{source}: model entry '{name}' lacks the prefix '{prefix}' that all entries have")
-    return {name.removeprefix(prefix): tensor for name, tensor in model.items()}
+def without_prefixes(model: Mapping[Any, Any], source: str) -> dict[str, Any]:
+    """A state_dict without the ``PREFIXES`` around all of its names, in any order, and without ``_orig_mod`` in them.
+
+    Raises:
+        UsageError: some entries have a prefix that others lack, or two come to the same name.
+    """
+    names = {name: str(name) for name in model}
+    while prefix := next((prefix for prefix in PREFIXES if any(map(_begins(prefix), names.values()))), ""):
+        for name, inner in names.items():
+            if not inner.startswith(prefix):
+                raise UsageError(
+                    f"{source}: entry '{name}' lacks the prefix '{prefix}' that others have; save them all alike"
+                )
+            names[name] = inner.removeprefix(prefix)
+    plain: dict[str, Any] = {}
+    for name, inner in names.items():
+        inner = inner.replace("._orig_mod.", ".")
+        if inner in plain:
+            raise UsageError(f"{source}: entry '{name}' and another are both '{inner}'; keep one of them")
+        plain[inner] = model[name]
+    return plain
+
+
+def _begins(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
 
 
 def check_tensor(tensor: Any, where: str) -> None:
@@ -122,9 +175,9 @@ def read_data_parallel(
 ) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
     """Step, network and average of a checkpoint as programs after score_sde write them.
 
-    Its entries: ``model``, the state_dict behind data-parallel training (prefix ``module.``); ``ema`` with ``decay``,
-    ``num_updates`` and ``shadow_params``, a list without names of the averages of all parameters that are trained, in
-    the network's order; ``step``; ``optimizer``, which is left behind.
+    Its entries: ``model`` (or another of ``WRAPPINGS``), the state_dict, with or without ``PREFIXES``; ``ema`` with
+    ``decay``, ``num_updates`` and ``shadow_params``, a list without names of the averages of all parameters that are
+    trained, in the network's order; ``step``; ``optimizer``, which is left behind.
 
     Args:
         path: the file.
@@ -134,8 +187,9 @@ def read_data_parallel(
     Raises:
         UsageError: for anything missing, left over, of another shape, or not finite.
     """
-    checkpoint, source = read_foreign(path), str(path)
-    network = without_prefix(entry(checkpoint, "model", Mapping, source), source)
+    checkpoint, source = unwrapped(read_foreign(path), "ema", "step"), str(path)
+    key = next((key for key in WRAPPINGS if isinstance(checkpoint, Mapping) and key in checkpoint), "model")
+    network = without_prefixes(unwrapped(entry(checkpoint, key, Mapping, source)), f"{source}: {key}")
     for name, tensor in network.items():
         if not name.endswith("num_batches_tracked"):
             check_tensor(tensor, f"{source}: model {name}")

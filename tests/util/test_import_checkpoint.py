@@ -1,9 +1,11 @@
+import argparse
 import subprocess
 import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +75,37 @@ def test_converted_checkpoint_loads_into_network_and_average(settings, tmp_path)
         assert torch.equal(tensor, checkpoint["model"][f"module.{name}"]), name
 
 
+def renamed(prefix):
+    return lambda checkpoint: {
+        **checkpoint,
+        "model": {prefix + name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()},
+    }
+
+
+LAYOUTS = {
+    "no prefix": renamed(""),
+    "compiled": renamed("_orig_mod."),
+    "compiled, then parallel": renamed("module._orig_mod."),
+    "parallel, then compiled": renamed("_orig_mod.module."),
+    "wrapped": lambda checkpoint: {"state_dict": checkpoint, "epoch": 3},
+    "another key": lambda checkpoint: {
+        "state_dict" if key == "model" else key: value for key, value in checkpoint.items()
+    },
+    "wrapped inside": lambda checkpoint: {**checkpoint, "model": {"state_dict": checkpoint["model"]}},
+    "numbers of numpy": lambda checkpoint: {**checkpoint, "step": np.int64(checkpoint["step"])},
+    "arguments of the program": lambda checkpoint: {**checkpoint, "args": argparse.Namespace(lr=np.float32(1e-3))},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_layouts_give_the_same(layout, tmp_path):
+    (tmp_path / "plain").mkdir()
+    _, plain = run(published(FOURIER), tmp_path / "plain")
+    code, target = run(LAYOUTS[layout](published(FOURIER)), tmp_path)
+    assert code == 0
+    assert inspect_snapshot(target).sha256 == inspect_snapshot(plain).sha256
+
+
 def test_views_do_not_take_their_base_along(tmp_path):
     checkpoint = published(FOURIER)
     base = torch.zeros(1_000_000)
@@ -105,9 +138,10 @@ def with_parameter(name, tensor):
     return alter
 
 
-def without_prefix(checkpoint):
+def half_prefixed(checkpoint):
     checkpoint["model"] = {
-        name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()
+        name.removeprefix("module.") if place % 2 else name: tensor
+        for place, (name, tensor) in enumerate(checkpoint["model"].items())
     }
 
 
@@ -148,7 +182,7 @@ def without_module(checkpoint):
         (without("model"), "no entry 'model'"),
         (without("step"), "no entry 'step'"),
         (text_step, "entry 'step' is a str, expected int"),
-        (without_prefix, "'all_modules.0.W' lacks the prefix 'module.'"),
+        (half_prefixed, "'all_modules.1.weight' lacks the prefix 'module.'"),
         (without_parameter("all_modules.4.Conv_0.bias"), "missing all_modules.4.Conv_0.bias"),
         (without_parameter("all_modules.7.Conv_2.weight"), "missing all_modules.7.Conv_2.weight"),
         (without_parameter("all_modules.0.W"), "no entry all_modules.0.*"),

@@ -43,6 +43,17 @@ def test_recorded_layout(tmp_path):
             assert torch.equal(average, value)
 
 
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
+def test_other_prefixes_and_a_wrapping_give_the_same(prefix, tmp_path):
+    plain, other = layout_checkpoint(), layout_checkpoint()
+    other["whole_model"] = {
+        prefix + name.removeprefix("module."): tensor for name, tensor in other["whole_model"].items()
+    }
+    (tmp_path / "plain").mkdir()
+    targets = [run(plain, tmp_path / "plain")[1], run({"state_dict": other}, tmp_path)[1]]
+    assert len({inspect_snapshot(target).sha256 for target in targets}) == 1
+
+
 def test_our_networks_have_the_recorded_names_in_order():
     recorded = {
         path.removeprefix("whole_model['module.phinet.").removesuffix("']"): shape

@@ -1,8 +1,10 @@
 """Checkpoints in the layouts of ddpm-torch and improved-diffusion, whole and damaged."""
 
+import argparse
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,12 +50,21 @@ def run(program, checkpoint, folder: Path):
 
 
 @pytest.mark.parametrize(("program", "network"), [("ddpm_torch", DDPM), ("improved_diffusion", IMPROVED)])
-@pytest.mark.parametrize("layout", ["flat", "flat prefixed", "nested", "nested prefixed", "model only", "ema only"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "flat", "flat prefixed", "flat compiled", "flat wrapped", "nested", "nested prefixed", "nested wrapped",
+        "model only", "ema only",
+    ],
+)  # fmt: skip
 def test_every_layout_is_read_and_averages_are_preferred(program, network, layout, tmp_path):
     file = {
         "flat": weights(network),
         "flat prefixed": prefixed(weights(network)),
+        "flat compiled": {f"module._orig_mod.{name}": tensor for name, tensor in weights(network).items()},
+        "flat wrapped": {"state_dict": prefixed(weights(network)), "args": argparse.Namespace(steps=np.int64(3))},
         "nested": nested(network),
+        "nested wrapped": {"checkpoint": nested(network)},
         "nested prefixed": nested(network, prefixed),
         "model only": {"model": weights(network), "epoch": 3},
         "ema only": {"ema": nested(network)["ema"]},

@@ -18,7 +18,8 @@ from util.foreign_checkpoint import (
     own_storage,
     read_foreign,
     snapshot_state,
-    without_prefix,
+    unwrapped,
+    without_prefixes,
 )
 from util.named_shapes import describe_difference, shapes
 
@@ -42,8 +43,8 @@ def import_hsivi(sources: Sequence[Path]) -> dict[str, Any]:
 
 def convert_hsivi(checkpoint: Any, path: Path) -> dict[str, Any]:
     """As ``import_hsivi``, of a checkpoint that is loaded already."""
-    source = str(path)
-    whole_model = without_prefix(entry(checkpoint, "whole_model", Mapping, source), f"{source}: whole_model")
+    source, checkpoint = str(path), unwrapped(checkpoint, "whole_model")
+    whole_model = without_prefixes(entry(checkpoint, "whole_model", Mapping, source), f"{source}: whole_model")
     networks: dict[str, dict[str, torch.Tensor]] = {name: {} for name in NETWORKS}
     for full_name, tensor in whole_model.items():
         check_tensor(tensor, f"{source}: whole_model {full_name}")

@@ -12,7 +12,7 @@ import torch
 from trainers.hsivi.importer import convert_hsivi
 from trainers.unet_checkpoint import convert_unet, program_of
 from util.errors import UsageError
-from util.foreign_checkpoint import read_foreign
+from util.foreign_checkpoint import read_foreign, unwrapped
 from util.snapshot import DamagedSnapshot, checked_snapshot, inspect_snapshot
 
 
@@ -49,7 +49,7 @@ def read_pretrained(path: Path, averaged: bool) -> Pretrained:
         UsageError: no such file, damaged, or none of these.
     """
     try:
-        checkpoint = read_foreign(path)
+        checkpoint = unwrapped(read_foreign(path), "networks", "whole_model", "ema")
         if not isinstance(checkpoint, Mapping) or not checkpoint:
             raise UsageError(f"{path}: it holds no named tensors")
         if "networks" in checkpoint and "emas" in checkpoint:
