@@ -74,7 +74,7 @@ def compare_samplers(
         )
         if arrays is not None and entry is not None:
             title = f"{name}, NFE {entry['nfe']:g}: {entry['value']:.4g}"
-            grids[title] = make_grid(torch.from_numpy(arrays["samples"]))
+            grids[title] = make_grid(torch.from_numpy(arrays["samples"].copy()))
             rows[name] = {key: entry[key] for key in ("value", "nfe", "nfe_total", "seconds")}
             seconds += entry["seconds"]
     if not rows:

@@ -68,30 +68,65 @@ def _write_parts(member: IO[bytes], array: ArrayInParts) -> None:
         raise ValueError(f"{n_rows} rows in parts of an array of {array.shape[0]}")
 
 
-def map_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """All arrays of an uncompressed ``.npz`` file, read from disk where they are used, so that memory holds none whole.
+class DamagedArrays(Exception):
+    """A file of arrays that cannot be read.
 
-    The file is read once to compare it with the CRC-32 of its entries.
+    Attributes:
+        name: of the array that it is for; empty where the file is no ``.npz`` file at all.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
+
+
+def open_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz`` file, read from disk where they are used, so that memory holds none whole.
+
+    Those that are compressed are read into memory. The file is read once to compare it with the CRC-32 of its entries.
 
     Returns:
-        Read-only arrays; None when the file is absent, truncated or altered.
+        Read-only arrays.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedArrays: it is truncated or altered, or holds other things than arrays of numbers and text.
     """
+    name = ""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
             if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
-            return {entry.filename.removesuffix(".npy"): _map_entry(path, file, entry) for entry in archive.infolist()}
+                raise ValueError(f"{damaged} does not have its checksum")
+            arrays = {}
+            for entry in archive.infolist():
+                name = entry.filename.removesuffix(".npy")
+                arrays[name] = _open_entry(path, file, archive, entry)
+            return arrays
+    except FileNotFoundError:
+        raise
+    except (
+        OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, struct.error,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        raise DamagedArrays(name, " ".join(str(error).split())) from None
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """``open_arrays``; None when the file is absent, truncated or altered."""
+    try:
+        return open_arrays(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+    except DamagedArrays as error:
         logger.warning("%s cannot be read and is not used: %s", path, error)
         return None
 
 
-def _map_entry(path: Path, file: IO[bytes], entry: zipfile.ZipInfo) -> np.ndarray:
+def _open_entry(path: Path, file: IO[bytes], archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{entry.filename} is compressed")
+        with archive.open(entry) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
     # The entry's own header may have other extra fields than the archive's list of entries.
     file.seek(entry.header_offset)
     name_length, extra_length = _LENGTHS.unpack_from(file.read(_LOCAL_HEADER))

@@ -7,7 +7,7 @@ from pathlib import Path
 from evaluators.detectors import Detector
 from evaluators.frechet_distance import Statistics
 from evaluators.job import Job
-from evaluators.statistics import dataset_statistics, load_statistics
+from evaluators.reference_statistics import dataset_statistics, load_statistics
 from util.data.dataset import Dataset
 from util.distributed import Distributed
 from util.errors import UsageError

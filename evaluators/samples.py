@@ -117,7 +117,7 @@ def evaluate_samples(
         return None
     data = arrays["samples"]
     if data.ndim == 4:
-        images = torch.from_numpy(data[:N_IMAGES_OF_GRID]).permute(0, 3, 1, 2)
+        images = torch.from_numpy(data[:N_IMAGES_OF_GRID].copy()).permute(0, 3, 1, 2)
         save_png(job.folder / "samples.png", make_grid(images))
     elif data.shape[1] == 2:
         n_points = min(n_samples, dataset.length or n_samples)

@@ -124,8 +124,15 @@ def make_parser(groups: Sequence[type], prog: str = "main.py") -> configargparse
             owner = option.declared_in
             if owner not in sections:
                 sections[owner] = parser.add_argument_group(title_of(owner))
-            sections[owner].add_argument(f"--{option.flag}", **_argument(option))
+            sections[owner].add_argument(f"--{option.flag}", **argument_of(option))
     return parser
+
+
+def add_options(parser: argparse.ArgumentParser, group: type) -> None:
+    """Give a command of its own the options that a dataclass declares, in one section."""
+    section = parser.add_argument_group(title_of(group))
+    for option in options_of(group):
+        section.add_argument(f"--{option.flag}", **argument_of(option))
 
 
 def title_of(group: type) -> str:
@@ -133,7 +140,9 @@ def title_of(group: type) -> str:
     return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
 
 
-def _argument(option: Option) -> dict[str, Any]:
+def argument_of(option: Option) -> dict[str, Any]:
+    """What argparse's ``add_argument`` is told of an option."""
+
     def parse_text(text: str) -> Any:
         try:
             return read(option, text)

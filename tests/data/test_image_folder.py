@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluators import statistics
+from evaluators.statistics import __main__ as statistics
 from tests.data.image_files import picture, save, save_many
 from tests.data.test_downsampled_imagenet import write_batches
 from util.convert_to_lmdb import main as convert
@@ -202,16 +202,16 @@ def test_litter_beside_other_files_is_none_either(tmp_path):
     assert open_dataset("imagenet32", "train", tmp_path, 32, 3, seed=0).is_image
 
 
-def test_every_reader_finds_the_same_images(linked, litter, tmp_path, capsys):
+def test_every_reader_finds_the_same_images(linked, litter, tmp_path, capfd):
     for source, n_images in ((linked, 18), (litter, 3)):
         assert open_folder(source).length == n_images
         target = tmp_path / f"lmdb_{n_images}"
         assert convert(["folder", str(source), str(target), "--image_size=8"]) == 0
-        assert f"train: {n_images} images in" in capsys.readouterr().out
+        assert f"train: {n_images} images in" in capfd.readouterr().out
         assert open_dataset("lmdb", "train", target, 8, 3, seed=0).length == n_images
         words = ["--dataset=folder", f"--data_location={source}", "--image_size=8", f"--output={tmp_path / 's.npz'}"]
         assert statistics.main(words) == 0
-        assert f"of {n_images} images" in capsys.readouterr().out
+        assert f"of {n_images} images" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])

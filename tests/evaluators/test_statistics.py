@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from evaluators.detectors import load_detector
-from evaluators.statistics import dataset_statistics, load_statistics, main
+from evaluators.reference_statistics import check_origin, dataset_statistics, load_features, load_statistics
+from evaluators.statistics.__main__ import main
 from tests.evaluators.fakes import Images, Points
+from tests.patience import PATIENCE, wait_for
+from tests.system.command import kill_all
 from util.distributed import Distributed
 from util.errors import Preempted, UsageError
 
@@ -93,6 +97,35 @@ def test_statistics_of_a_data_set_are_kept(tmp_path: Path) -> None:
         dataset_statistics(Images(50, seed=1), detector, path, 7, Distributed(), lambda: True)
 
 
+def test_features_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    dataset, path = Images(50), tmp_path / "s.npz"
+    detector = load_detector("pixels", dataset.shape, torch.device("cpu"))
+    without = dataset_statistics(dataset, detector, path, 7, Distributed(), lambda: False)
+    assert load_features(path) is None
+    statistics = dataset_statistics(dataset, detector, path, 7, Distributed(), lambda: False, with_features=True)
+    np.testing.assert_array_equal(statistics.covariance, without.covariance)
+    features = load_features(path)
+    np.testing.assert_array_equal(features, dataset.read(np.arange(50)).flatten(1).float().numpy() / 255.0)
+    np.testing.assert_array_equal(load_statistics(path).mean, statistics.mean)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_what_made_a_file_has_to_be_what_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset, path = Images(50), tmp_path / "s.npz"
+    detector = load_detector("pixels", dataset.shape, torch.device("cpu"))
+    dataset_statistics(dataset, detector, path, 7, Distributed(), lambda: False)
+    check_origin(path, detector, dataset.shape)
+    assert caplog.text == ""
+    with pytest.raises(UsageError, match=r"made with pixels .* and the detector is net.pt 0123456789ab;") as error:
+        check_origin(path, replace(detector, name="net.pt", digest="0123456789abcdef"), dataset.shape)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match=r"made of images of shape \(3, 4, 4\), and these have \(3, 2, 8\)"):
+        check_origin(path, detector, (3, 2, 8))
+    np.savez(path, mu=MEAN, sigma=COVARIANCE)
+    check_origin(path, detector, dataset.shape)
+    assert "does not say what made it; it has to be pixels" in caplog.text
+
+
 def test_generated_points_have_no_statistics(tmp_path: Path) -> None:
     detector = load_detector("pixels", (3, 4, 4), torch.device("cpu"))
     with pytest.raises(UsageError, match="has no end"):
@@ -114,6 +147,34 @@ def test_command_line(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["digits.npz"]
 
 
+def _command(output: Path, *more: str) -> list[str]:
+    command = [sys.executable, "-m", "evaluators.statistics", "--dataset", "digits", "--image_size", "8"]
+    return [*command, "--image_channels", "1", "--device", "cpu", "--output", str(output), *more]
+
+
+@pytest.mark.slow
+def test_the_number_of_ranks_changes_nothing_and_a_killed_command_goes_on(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    killed = subprocess.Popen(
+        _command(tmp_path / "killed.npz", "--n_gpus_per_node", "2", "--batch_size", "1"), cwd=root,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    chunks = tmp_path / "killed.partial/killed_features.chunks"
+    wait_for(lambda: len(list(chunks.glob("*.npz"))) >= 5, "some chunks", lambda: None)
+    kill_all(killed)
+    done = {path.name: path.stat().st_mtime_ns for path in chunks.glob("*.npz")}
+    assert 5 <= len(done) < 1541
+    again = subprocess.run(
+        _command(tmp_path / "killed.npz", "--n_gpus_per_node", "3", "--batch_size", "1"), cwd=root,
+        capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert f"{len(done)} of 1541 chunks are done already" in again.stdout + again.stderr
+    subprocess.run(_command(tmp_path / "alone.npz", "--batch_size", "1"), cwd=root, check=True, timeout=PATIENCE)
+    assert (tmp_path / "alone.npz").read_bytes() == (tmp_path / "killed.npz").read_bytes()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"alone.npz", "killed.npz"}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -129,3 +190,4 @@ def test_mistakes_on_the_command_line(
     assert main([*arguments, "--output", str(tmp_path / "s.npz"), *changed]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]
+    assert not (tmp_path / "s.partial").exists()

@@ -1,0 +1,1 @@
+"""The command that computes reference statistics of a data set."""
