@@ -11,9 +11,9 @@ import torch
 
 from diffusion.model import Samples
 from evaluators.detectors import Detector
-from evaluators.fid import evaluate_fid
-from evaluators.frechet_distance import Statistics
-from evaluators.job import Job
+from evaluators.features import draw_features
+from evaluators.frechet_distance import Statistics, compute_statistics, frechet_distance
+from evaluators.job import Job, nfe_entry
 from evaluators.samples import draw_samples
 from evaluators.subject import Entry, Evaluation, Subject
 from util.errors import UsageError
@@ -51,7 +51,8 @@ def compare_samplers(
     Args:
         job: the snapshot and the ranks.
         samplers: by name.
-        detector, reference, n_samples, chunk_size, published_behaviour: as ``evaluators.fid.evaluate_fid``.
+        detector, n_samples, chunk_size, published_behaviour: as ``evaluators.features.draw_features``.
+        reference: statistics to compare with; used on rank 0.
 
     Returns:
         The entry for ``results.json`` on rank 0, None elsewhere: under ``samplers`` the distance and NFE of each.
@@ -69,14 +70,15 @@ def compare_samplers(
             f"compare_{name}_samples", n_shown, chunk_size, partial(compute, sampler),
             published_behaviour=published_behaviour,
         )  # fmt: skip
-        entry = evaluate_fid(
-            job, sampler, detector, reference, n_samples, chunk_size, published_behaviour, f"compare_{name}"
+        found, seconds_of_one = draw_features(
+            job, sampler, detector, n_samples, chunk_size, published_behaviour, f"compare_{name}"
         )
-        if arrays is not None and entry is not None:
-            title = f"{name}, NFE {entry['nfe']:g}: {entry['value']:.4g}"
-            grids[title] = make_grid(torch.from_numpy(arrays["samples"].copy()))
-            rows[name] = {key: entry[key] for key in ("value", "nfe", "nfe_total", "seconds")}
-            seconds += entry["seconds"]
+        if arrays is not None and found is not None and reference is not None:
+            value = frechet_distance(compute_statistics(found["features"]), reference)
+            row = {"value": value, **nfe_entry(found["n_evaluations"]), "seconds": seconds_of_one}
+            grids[f"{name}, NFE {row['nfe']:g}: {value:.4g}"] = make_grid(torch.from_numpy(arrays["samples"].copy()))
+            rows[name] = row
+            seconds += seconds_of_one
     if not rows:
         return None
     save_png(job.folder / "compare.png", side_by_side(grids))
@@ -106,8 +108,8 @@ def _run(subject: Subject) -> Iterator[tuple[str, Entry | None]]:
     assert isinstance(subject.method, ComparesSamplers)
     settings = subject.settings
     yield "compare", compare_samplers(
-        subject.job, subject.method.compared_samplers, subject.detector, subject.reference, settings.n_fid_samples,
-        settings.sampling_batch_size, settings.published_behaviour,
+        subject.job, subject.method.compared_samplers, subject.detector, subject.reference.statistics,
+        settings.n_fid_samples, settings.sampling_batch_size, settings.published_behaviour,
     )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from diffusion.model import GenerativeModel
 from evaluators.compare import COMPARE
-from evaluators.fid import FID
 from evaluators.job import Job, record_result
 from evaluators.likelihood import LIKELIHOOD
 from evaluators.loss import LOSS
+from evaluators.measure import SAMPLE_METRICS
 from evaluators.pictures import DENSITY
 from evaluators.samples import SAMPLES, TRAJECTORY
 from evaluators.subject import Entry, EvaluationSettings, Subject
@@ -19,7 +19,7 @@ from util.data.dataset import Dataset
 from util.distributed import Distributed
 from util.errors import Preempted
 
-EVALUATIONS = (LOSS, LIKELIHOOD, SAMPLES, TRAJECTORY, FID, COMPARE, DENSITY)
+EVALUATIONS = (LOSS, LIKELIHOOD, SAMPLES, TRAJECTORY, SAMPLE_METRICS, COMPARE, DENSITY)
 """In the order in which they are done."""
 
 
@@ -52,7 +52,8 @@ def run_evaluations(
 
     Returns:
         On every rank, the entries of ``results.json`` made by this call: ``loss``, those of
-        ``method.likelihoods``, ``samples``, ``trajectory``, ``fid``, ``compare``, ``density``.
+        ``method.likelihoods``, ``samples``, ``trajectory``, those of ``evaluators.sample_metrics.METRICS``,
+        ``compare``, ``density``.
 
     Raises:
         Preempted: on every rank, when one was told to stop; finished chunks are kept.

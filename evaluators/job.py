@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +20,17 @@ from evaluators.engine import Compute, run_chunks
 from evaluators.files import read_json
 from util.data.dataset import Dataset
 from util.distributed import Distributed
+from util.errors import Preempted
 from util.files import write_json
 from util.noise import Noise
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RESULTS = "results.json"
 N_ITEMS_OF_ENDLESS_SET = 10_000
+_SECONDS_BETWEEN_SIGNS = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,32 @@ class Job:
             path, n_items, chunk_size, compute, fingerprint, self.distributed, description, self.should_stop
         )
         return arrays, time.perf_counter() - start
+
+    def on_main(self, compute: Callable[[], T]) -> T | None:
+        """What ``compute`` returns on rank 0, None elsewhere. It may take long: nobody waits in one collective for it.
+
+        Raises:
+            Preempted: on every rank, when one was told to stop meanwhile.
+            whatever ``compute`` raises, on rank 0, which ends the others.
+        """
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(compute())
+            except BaseException as error:
+                future.set_exception(error)
+
+        if self.distributed.is_main:
+            threading.Thread(target=work, daemon=True).start()  # it does not keep a process that stops from leaving
+        while True:
+            if self.distributed.is_main:
+                wait([future], _SECONDS_BETWEEN_SIGNS)
+            working = self.distributed.any(self.distributed.is_main and not future.done())
+            if not working:
+                return future.result() if self.distributed.is_main else None
+            if self.distributed.any(self.should_stop()):
+                raise Preempted("a reduction was stopped; what it is made of is kept")
 
     def account(self, n_samples: int, chunk_size: int, seconds: float) -> dict[str, Any]:
         """The part of a result that says what was done to get it."""

@@ -29,7 +29,11 @@ class EvaluationOptions:
     )
     eval_split: str = option("test", "split for loss and likelihood", choices=("test", "train"), effect=VALUE)
     eval_sample: bool = option(False, "write samples and a grid", effect=PLACE)
-    eval_fid: bool = option(False, "evaluate the Frechet distance", effect=PLACE)
+    eval_fid: bool = option(False, "evaluate the Frechet distance, as --eval_metrics fid does", effect=PLACE)
+    eval_metrics: str = option(
+        "", "metrics of samples, with commas, from one set of samples: fid (Frechet distance); or all that detector "
+        "and reference allow, as the flag alone means", effect=PLACE, alone="all",
+    )  # fmt: skip
     eval_compare: bool = option(
         False, "Frechet distances and pictures of the sampler and of its teacher's with as many network evaluations "
         "(hsivi)", effect=PLACE,
@@ -42,13 +46,13 @@ class EvaluationOptions:
         effect=VALUE,
     )  # fmt: skip
     eval_n_samples: int = option(64, "samples that --eval_sample writes", minimum=1, effect=VALUE)
-    eval_fid_samples: int = option(50_000, "samples for the Frechet distance", minimum=2, effect=VALUE)
+    eval_fid_samples: int = option(50_000, "samples for the Frechet distance and others", minimum=2, effect=VALUE)
     fid_detector: str = option(
         "pixels", "feature detector: pixels, or the path of a TorchScript file", effect=VALUE, path=True
     )
     fid_statistics: str = option(
-        "", "reference statistics (.npz with mu and sigma, or pool_3); default: computed from the training set",
-        effect=VALUE, path=True,
+        "", "reference statistics (.npz with mu and sigma, or features or pool_3); default: "
+        "computed from the training set", effect=VALUE, path=True,
     )  # fmt: skip
     testing_batch_size: int = option(64, "samples of one evaluation chunk (loss, likelihood)", minimum=1, effect=VALUE)
     sampling_batch_size: int = option(64, "samples of one sampling chunk", minimum=1, effect=VALUE)

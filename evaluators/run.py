@@ -18,7 +18,8 @@ from evaluators.evaluate import run_evaluations
 from evaluators.follow import follow
 from evaluators.likelihood import check_likelihoods
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
-from evaluators.reference import statistics_of_file
+from evaluators.reference import reference_of_file
+from evaluators.sample_metrics import STATISTICS
 from evaluators.settings import check_evaluation, check_folder, compares_with_data, settings_due, settings_from
 from evaluators.subject import EvaluationSettings
 from util.config import Config
@@ -194,9 +195,10 @@ class PeriodicEvaluation:
         settings = settings_from(self.config)
         check_likelihoods(self.model, settings)
         if self.config[PeriodicEvaluationOptions].fid_freq:
-            detector = load_detector(settings.fid_detector, self.datasets["train"].shape, self.distributed.device)
+            dataset = self.datasets["train"]
+            detector = load_detector(settings.fid_detector, dataset.shape, self.distributed.device)
             if settings.fid_statistics is not None:
-                statistics_of_file(settings.fid_statistics, detector, self.distributed)
+                reference_of_file(settings.fid_statistics, detector, dataset, self.distributed, {STATISTICS})
 
     def due(self, step: int) -> bool:
         """Whether there is something to evaluate at ``step``."""

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
+from evaluators.sample_metrics import FEATURES, LOGITS, chosen_metrics
 from evaluators.subject import EvaluationSettings
 from util.config import Config
 from util.data.options import DataOptions
@@ -18,7 +19,10 @@ from util.run_options import RunOptions
 RUN_FOLDERS = ("checkpoints", "tensorboard", "samples", "evaluations", "logs", "diagnostics", "dequantizer")
 """What else stands in the folder of a run."""
 
-ASKED_FOR = ("eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_compare", "eval_density", "trajectory")
+ASKED_FOR = (
+    "eval_loss", "eval_likelihood", "eval_sample", "eval_fid", "eval_metrics", "eval_compare", "eval_density",
+    "trajectory",
+)  # fmt: skip
 """The options that ask for an evaluation."""
 
 
@@ -38,6 +42,10 @@ def check_evaluation(config: Config, has_likelihood: bool) -> None:
     is_image = config[DataOptions].is_image
     if options.eval_density and is_image:
         raise UsageError("--eval_density draws densities of 2-D points; leave it out for images")
+    metrics = names_in(options.eval_metrics)
+    chosen_metrics(metrics, (FEATURES, LOGITS), "--eval_metrics")
+    if metrics and not is_image:
+        raise UsageError("--eval_metrics needs images; for points use --eval_sample and --eval_likelihood")
     if options.eval_fid and not is_image:
         raise UsageError("--eval_fid needs images; for points use --eval_sample and --eval_likelihood")
 
@@ -54,13 +62,20 @@ def check_folder(config: Config) -> None:
 
 
 def compares_with_data(config: Config) -> bool:
-    """Whether a Frechet distance is asked for, and no file says to what."""
+    """Whether samples are to be compared with others, and no file says with which."""
     options = config[EvaluationOptions]
     if config[RunOptions].trains:
         asked = config[PeriodicEvaluationOptions].fid_freq > 0
     else:
-        asked = options.eval_fid or options.eval_compare
+        chosen = chosen_metrics(names_in(options.eval_metrics), (FEATURES, LOGITS), "--eval_metrics")
+        compared = any(metric.compares_with for metric in chosen)
+        asked = options.eval_fid or options.eval_compare or compared
     return asked and not options.fid_statistics
+
+
+def names_in(text: str) -> list[str]:
+    """Of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def settings_from(config: Config) -> EvaluationSettings:
@@ -72,10 +87,11 @@ def settings_from(config: Config) -> EvaluationSettings:
         eval_likelihood=options.eval_likelihood,
         eval_sample=options.eval_sample or run.mode == "sample",
         eval_fid=options.eval_fid,
+        metrics=names_in(options.eval_metrics),
         eval_density=options.eval_density,
         eval_compare=options.eval_compare,
         eval_trajectory=options.trajectory,
-        likelihoods=[name.strip() for name in options.eval_quantities.split(",") if name.strip()],
+        likelihoods=names_in(options.eval_quantities),
         n_repeats=options.eval_repeats,
         n_test_items=options.eval_n_items or None,
         n_samples=options.eval_n_samples,
@@ -131,6 +147,7 @@ def settings_due(config: Config, step: int, n_test_items: int | None) -> Evaluat
         eval_likelihood=likelihood,
         eval_sample=sample or last,
         eval_fid=fid,
+        metrics=(),
         eval_density=False,
         eval_compare=False,
         eval_trajectory=False,

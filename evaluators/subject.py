@@ -10,9 +10,9 @@ from typing import Any
 
 from diffusion.model import GenerativeModel
 from evaluators.detectors import Detector, load_detector
-from evaluators.frechet_distance import Statistics
 from evaluators.job import Job
-from evaluators.reference import reference_statistics
+from evaluators.reference import find_reference, holds_features
+from evaluators.sample_metrics import ALL, FEATURES, STATISTICS, Metric, Reference, chosen_metrics
 from util.data.dataset import Dataset
 from util.errors import UsageError
 
@@ -26,7 +26,8 @@ class EvaluationSettings:
         eval_loss: the training objective on the test set.
         eval_likelihood: NELBO and NLL on the test set.
         eval_sample: samples, and a picture of them.
-        eval_fid: the Frechet distance to the training set.
+        eval_fid: the Frechet distance to the training set, as "fid" among ``metrics``.
+        metrics: of samples, by their names in ``evaluators.sample_metrics.METRICS``; or "all".
         eval_density: a picture of the model's density (points in two dimensions).
         eval_compare: Frechet distances of the sampler and its competitors, for systems that have some.
         eval_trajectory: pictures of how samples come about.
@@ -35,7 +36,7 @@ class EvaluationSettings:
         n_test_items: test items for loss and likelihood; None is all of them, 10,000 of an endless set.
         n_samples: samples for ``eval_sample``.
         n_trajectories: samples for ``eval_trajectory``.
-        n_fid_samples: samples for ``eval_fid``.
+        n_fid_samples: samples for ``metrics`` and ``eval_compare``.
         n_density_points: places along each axis for ``eval_density``.
         testing_batch_size: items of one chunk where data are evaluated.
         sampling_batch_size: items of one chunk where samples are drawn.
@@ -52,6 +53,7 @@ class EvaluationSettings:
     eval_likelihood: bool = False
     eval_sample: bool = False
     eval_fid: bool = False
+    metrics: Sequence[str] = ()
     eval_density: bool = False
     eval_compare: bool = False
     eval_trajectory: bool = False
@@ -98,12 +100,31 @@ class Subject:
         return load_detector(self.settings.fid_detector, dataset.shape, self.job.distributed.device)
 
     @cached_property
-    def reference(self) -> Statistics | None:
-        """As ``reference_statistics`` returns and raises; every rank has to ask for it."""
+    def metrics(self) -> list[Metric]:
+        """Of samples, those that are asked for; every rank has to ask for it.
+
+        Raises:
+            UsageError: as ``detector`` and ``chosen_metrics``.
+        """
         settings = self.settings
-        return reference_statistics(
+        names = {*settings.metrics, *(("fid",) if settings.eval_fid else ())}
+        if not names:
+            return []
+        metrics = chosen_metrics(names, {FEATURES}, "--eval_metrics")
+        file = settings.fid_statistics
+        if ALL in names and file is not None and not holds_features(file, self.job.distributed):
+            # What the reference does not allow is not part of "all".
+            return [metric for metric in metrics if metric.name in names or metric.compares_with != FEATURES]
+        return metrics
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What samples are compared with; every rank has to ask for it. Returns and raises as ``find_reference``."""
+        settings = self.settings
+        needs = {metric.compares_with for metric in self.metrics} | ({STATISTICS} if settings.eval_compare else set())
+        return find_reference(
             self.job, self.train_dataset, self.detector, settings.fid_statistics,
-            settings.statistics_folder or self.job.folder, settings.testing_batch_size,
+            settings.statistics_folder or self.job.folder, settings.testing_batch_size, needs,
         )  # fmt: skip
 
 

@@ -207,6 +207,16 @@ def test_statistics_file(tmp_path: Path) -> None:
     assert not (tmp_path / "c/training_statistics.npz").exists()
 
 
+def test_metrics_of_samples_are_those_of_one_set(tmp_path: Path) -> None:
+    expected, drawn = _evaluate(Distributed(), tmp_path / "fid", {"eval_fid": True})
+    entries, indices = _evaluate(Distributed(), tmp_path / "all", {"metrics": ["all", "fid"]})
+    assert entries["fid"]["value"] == expected["fid"]["value"]
+    assert indices == drawn == list(range(70))
+    with pytest.raises(UsageError, match="--eval_metrics fd: no such metric"):
+        _evaluate(Distributed(), tmp_path / "none", {"metrics": ["fd"]})
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_statistics_file_that_does_not_fit_stops_every_rank_before_sampling(tmp_path: Path) -> None:
     file = tmp_path / "statistics.npz"
     np.savez(file, mu=np.zeros(5), sigma=np.eye(5))
