@@ -1,127 +1,152 @@
-"""Gradients summed over ranks while the backward pass still runs.
+"""Gradients of an objective, summed over micro-batches and, while the backward pass still runs, over ranks.
 
-Buckets are laid out once, from the parameters' order alone. A collective's rounding depends on where a number lies in
-its buffer, and DistributedDataParallel lays its buckets out anew after the first step it sees: with three ranks or
-more a resumed run would then differ from an undisturbed one in the last bits.
+DistributedDataParallel lays its buckets out anew when it has seen two backward passes, in the order in which gradients
+came. A collective's rounding depends on where a number lies in its buffer, so with three ranks or more a resumed run
+would differ from an undisturbed one in the last bits. Two passes that are thrown away before the first real one, in
+both runs alike, make the buckets the same in each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from util.distributed import Distributed
 
-BUCKET_BYTES = 25 * 1024 * 1024
+BUCKET_MEBIBYTES = 25
+N_THROWN_AWAY = 2
+
+Batch = TypeVar("Batch")
+Aside = TypeVar("Aside")
 
 
-class _Bucket:
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.buffer = torch.zeros(
-            sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
-        )
-        flat = self.buffer.split([parameter.numel() for parameter in parameters])
-        self.views = [view.view(parameter.shape) for view, parameter in zip(flat, parameters, strict=True)]
-        self.n_waiting = len(parameters)
-        self.work: Any = None
+class _Loss(nn.Module):
+    """A loss as the forward pass of a module, which DistributedDataParallel wants. It has parameters and no buffers, so
+    that no buffer is broadcast."""
+
+    def __init__(self, loss_of: Callable[[Any], tuple[torch.Tensor, Any]], parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.loss_of = loss_of
+        self.trained = nn.ParameterList(parameters)
+
+    def forward(self, batch: Any) -> tuple[torch.Tensor, Any]:
+        return self.loss_of(batch)
 
 
-class GradientReducer:
-    """Sums the gradients of one network, or of several with one objective, over all ranks.
+class ObjectiveGradients(Generic[Batch, Aside]):
+    """Makes the gradients of one objective, of one network or of several.
 
-    Call ``begin`` before the backward pass of a step's last micro-batch and ``finish`` after it. A parameter that had
-    no gradient on this rank counts as zero and keeps ``grad=None``.
+    Nothing is set up before the first call. On one rank there is no DistributedDataParallel.
 
     Args:
-        parameters: in an order that is the same on all ranks; frozen ones are left out.
-        distributed: with a single rank nothing is done.
-        bucket_bytes: gradients are sent in pieces of about this size.
+        loss_of: from a micro-batch its part of the objective, a scalar whose sum over micro-batches and ranks is the
+            objective, and what else is wanted of it, without gradient. It may draw from streams in the micro-batch, use
+            torch's generators and change buffers of ``networks``, and has no other effect.
+        parameters: in an order that is the same on all ranks; those that are frozen at the first call are left out, and
+            which of them get a gradient never changes.
+        networks: all those whose buffers ``loss_of`` may change.
+        distributed: gradients are summed over its ranks.
+        compression: "none", or "bf16" to send bfloat16.
+        bucket_mebibytes: gradients are sent in pieces of about this size, MiB.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], distributed: Distributed, bucket_bytes: int = BUCKET_BYTES
+        self,
+        loss_of: Callable[[Batch], tuple[torch.Tensor, Aside]],
+        parameters: Iterable[nn.Parameter],
+        networks: Iterable[nn.Module],
+        distributed: Distributed,
+        compression: str = "none",
+        bucket_mebibytes: float = BUCKET_MEBIBYTES,
     ) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self.world_size = distributed.world_size
-        self.buckets: list[_Bucket] = []
-        self.active = False
-        self.next_bucket = 0
-        if distributed.world_size == 1:
-            return
-        waiting: list[nn.Parameter] = []
-        # The backward pass ends with the first parameters, so the last ones are ready to be sent first.
-        for parameter in reversed(self.parameters):
-            if waiting and parameter.dtype != waiting[0].dtype:
-                self._add_bucket(waiting)
-                waiting = []
-            waiting.append(parameter)
-            if sum(entry.numel() * entry.element_size() for entry in waiting) >= bucket_bytes:
-                self._add_bucket(waiting)
-                waiting = []
-        if waiting:
-            self._add_bucket(waiting)
+        self.loss_of = loss_of
+        self.parameters = list(parameters)
+        self.networks = list(networks)
+        self.distributed = distributed
+        self.compression = compression
+        self.bucket_mebibytes = bucket_mebibytes
+        self._parallel: DistributedDataParallel | None = None
 
-    def _add_bucket(self, parameters: list[nn.Parameter]) -> None:
-        bucket = _Bucket(parameters)
-        self.buckets.append(bucket)
+    def __call__(
+        self, batches: Sequence[Batch], scaler: torch.amp.GradScaler | None = None
+    ) -> tuple[torch.Tensor, list[Aside]]:
+        """New gradients, in place of those of the last call.
 
-        def ready(_parameter: torch.Tensor) -> None:
-            if self.active:
-                bucket.n_waiting -= 1
-                self._send_ready()
+        A parameter that no rank has a gradient for keeps ``grad=None``.
 
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(ready)
+        Args:
+            batches: this rank's micro-batches, as many as on the other ranks.
+            scaler: loss scale.
 
-    def zero_gradients(self) -> None:
-        """Forget the gradients of the last backward pass."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        Returns:
+            This rank's part of the objective, times the number of ranks: its mean over ranks is the objective. And what
+            else ``loss_of`` has returned, for each micro-batch.
+        """
+        if self.distributed.world_size > 1 and self._parallel is None:
+            self._parallel = self._set_up(batches[0])
+        self._forget()
+        parts, asides = [], []
+        for number, batch in enumerate(batches, 1):
+            with self._without_sum() if number < len(batches) else contextlib.nullcontext():
+                loss, aside = (self._parallel or self.loss_of)(batch)
+                (loss if scaler is None else scaler.scale(loss)).backward()
+            parts.append(loss.detach())
+            asides.append(aside)
+        return sum(parts[1:], parts[0]) * self.distributed.world_size, asides
 
-    def begin(self) -> None:
-        """From here on gradients are sent as soon as they are complete."""
-        self.active = bool(self.buckets)
-        self.next_bucket = 0
-        for bucket in self.buckets:
-            bucket.n_waiting = len(bucket.parameters)
+    def _without_sum(self) -> contextlib.AbstractContextManager[None]:
+        return self._parallel.no_sync() if self._parallel is not None else contextlib.nullcontext()
 
-    def _send_ready(self) -> None:
-        # Always in the buckets' order: ranks must not disagree about which collective comes next.
-        while self.next_bucket < len(self.buckets) and self.buckets[self.next_bucket].n_waiting == 0:
-            self._send(self.buckets[self.next_bucket])
-            self.next_bucket += 1
+    def _forget(self) -> None:
+        """Drop the last gradients; those that lie in buckets stay there, as zeros."""
+        if self._parallel is None:
+            for parameter in self.parameters:
+                parameter.grad = None
+        elif present := [parameter.grad for parameter in self.parameters if parameter.grad is not None]:
+            torch._foreach_zero_(present)
 
-    def _send(self, bucket: _Bucket) -> None:
-        pairs = [
-            (view, parameter.grad)
-            for view, parameter in zip(bucket.views, bucket.parameters, strict=True)
-            if parameter.grad is not None
-        ]
-        if len(pairs) < len(bucket.parameters):
-            bucket.buffer.zero_()
-        if pairs:
-            torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
-        bucket.work = dist.all_reduce(bucket.buffer, async_op=True)
+    def _set_up(self, batch: Batch) -> DistributedDataParallel:
+        parallel = DistributedDataParallel(
+            _Loss(self.loss_of, [parameter for parameter in self.parameters if parameter.requires_grad]),
+            init_sync=False,  # weights are a function of the seed, or from one snapshot
+            bucket_cap_mb=self.bucket_mebibytes,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+        parallel.register_comm_hook(None, _sum_in_bfloat16 if self.compression == "bf16" else _sum)
+        self._throw_away(parallel, batch)
+        return parallel
 
-    def finish(self) -> None:
-        """Send what is left, wait, and put the sums into the parameters' gradients."""
-        if not self.active:
-            return
-        self.active = False
-        for bucket in self.buckets[self.next_bucket :]:
-            self._send(bucket)
-        for bucket in self.buckets:
-            bucket.work.wait()
-            bucket.work = None
-            pairs = [
-                (parameter.grad, view)
-                for view, parameter in zip(bucket.views, bucket.parameters, strict=True)
-                if parameter.grad is not None
-            ]
-            if pairs:
-                torch._foreach_copy_([gradient for gradient, _ in pairs], [view for _, view in pairs])
+    def _throw_away(self, parallel: DistributedDataParallel, batch: Batch) -> None:
+        """Passes that leave no trace but the order of gradients in ``parallel``."""
+        before = [{name: buffer.clone() for name, buffer in net.named_buffers()} for net in self.networks]
+        device = self.distributed.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+            # From then on gradients lie in the buckets, in the layout of their parameters.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            for _ in range(N_THROWN_AWAY):
+                loss, _ = parallel(copy.deepcopy(batch))
+                loss.backward()
+        for network, values in zip(self.networks, before, strict=True):
+            for name, buffer in network.named_buffers():
+                buffer.copy_(values[name])
+
+
+def _sum(_state: None, bucket):  # type: ignore[no-untyped-def]  # DistributedDataParallel refuses postponed annotations
+    """The sum over ranks, where torch's own hook has the mean."""
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
+
+
+def _sum_in_bfloat16(_state: None, bucket):  # type: ignore[no-untyped-def]
+    gradients = bucket.buffer()
+    compressed = gradients.bfloat16()
+    done = dist.all_reduce(compressed, async_op=True).get_future()
+    return done.then(lambda future: gradients.copy_(future.value()[0]))

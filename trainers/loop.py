@@ -15,7 +15,7 @@ import torch
 
 from trainers.agreement import Agreement
 from trainers.method import Method
-from trainers.options import TrainingOptions
+from trainers.options import OptimizationOptions, TrainingOptions
 from trainers.snapshot_interval import SnapshotInterval
 from trainers.step import TrainingStep
 from util.config import Config
@@ -87,6 +87,7 @@ class Training:
         take_step = TrainingStep(
             self.method, self.distributed, seed=self.config[RunOptions].seed, cont_nbr=self.config[RunOptions].cont_nbr,
             total_batch_size=options.total_batch_size,
+            gradient_compression=self.config[OptimizationOptions].gradient_compression,
         )  # fmt: skip
         agreement = Agreement(self.distributed, self.stop)
         progress = Progress("training", options.n_train_iters, state.step, "step", self.distributed.is_main)

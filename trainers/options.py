@@ -55,6 +55,9 @@ class OptimizationOptions:
     autocast_dtype: str = option(
         "bf16", "mixed-precision type; fp16 with loss scaling", choices=("bf16", "fp16"), evaluated_anew=True
     )
+    gradient_compression: str = training_option(
+        "none", "how gradients travel between ranks: as they are, or rounded to bfloat16", choices=("none", "bf16")
+    )
     compile: bool = option(False, "compile the network with torch.compile", effect=PLACE)
 
 

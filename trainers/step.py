@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
 
-from trainers.gradients import GradientReducer
+from trainers.gradients import ObjectiveGradients
 from trainers.method import InitialisesFromData, Method, ReportsMore, TakesOwnSteps, Update
-from trainers.update import backward
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
 from util.noise import Noise
@@ -23,20 +22,34 @@ class TrainingStep:
         seed: of all noise.
         cont_nbr: number of the continuation, which has noise of its own.
         total_batch_size: samples of one step over all ranks.
+        gradient_compression: as in ``trainers.gradients``.
     """
 
     def __init__(
-        self, method: Method, distributed: Distributed, *, seed: int, cont_nbr: int = 0, total_batch_size: int
+        self,
+        method: Method,
+        distributed: Distributed,
+        *,
+        seed: int,
+        cont_nbr: int = 0,
+        total_batch_size: int,
+        gradient_compression: str = "none",
     ) -> None:
         self.method = method
         self.seed = seed
         self.cont_nbr = cont_nbr
         self.total_batch_size = total_batch_size
         self._device = distributed.device
-        self._reducers = {
-            update.network: GradientReducer(method.updaters[update.network].network.parameters(), distributed)
+        self._gradients = [
+            ObjectiveGradients(
+                self._loss_of(update),
+                method.updaters[update.network].network.parameters(),
+                method.state.networks.values(),
+                distributed,
+                gradient_compression,
+            )
             for update in method.updates
-        }
+        ]
 
     def __call__(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
         """One step on this rank's micro-batches, after which ``state.step`` is one more.
@@ -52,27 +65,30 @@ class TrainingStep:
             metrics = method.take_step([(batch, self._noise("train", batch)) for batch in micro_batches])
         else:
             metrics = {}
-            for update in method.updates:
+            for update, gradients in zip(method.updates, self._gradients, strict=True):
                 if update.due(step):
-                    metrics |= self._take(update, micro_batches)
+                    metrics |= self._take(update, gradients, micro_batches)
         method.state.step += 1
         return {**metrics, **method.report(metrics)} if isinstance(method, ReportsMore) else metrics
 
     def _noise(self, purpose: str, batch: MicroBatch) -> Noise:
-        return Noise(
-            self.seed, f"{purpose} {self.cont_nbr}", batch.positions, self.method.state.step, self._device
-        )
+        return Noise(self.seed, f"{purpose} {self.cont_nbr}", batch.positions, self.method.state.step, self._device)
 
-    def _take(self, update: Update, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One update on the mean of its objective over the total batch."""
+    def _loss_of(self, update: Update) -> Callable[[MicroBatch], tuple[torch.Tensor, None]]:
+        """A micro-batch's part of the mean of the objective over the total batch."""
 
-        def loss_of(batch: MicroBatch) -> torch.Tensor:
+        def loss_of(batch: MicroBatch) -> tuple[torch.Tensor, None]:
             losses = update.losses(batch, self._noise(update.purpose, batch))
-            return (losses.sum() / self.total_batch_size).float()
+            return (losses.sum() / self.total_batch_size).float(), None
 
+        return loss_of
+
+    def _take(
+        self, update: Update, gradients: ObjectiveGradients[MicroBatch, None], micro_batches: list[MicroBatch]
+    ) -> dict[str, torch.Tensor]:
+        """One update on the mean of its objective over the total batch."""
         state = self.method.state
-        losses = [partial(loss_of, batch) for batch in micro_batches]
-        loss = backward(losses, self._reducers[update.network], state.scaler)
+        loss, _ = gradients(micro_batches, state.scaler)
         metrics = {"loss": loss, **self.method.updaters[update.network].apply(state.step, state.scaler)}
         if state.scaler is not None:
             state.scaler.update()

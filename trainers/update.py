@@ -1,8 +1,8 @@
-"""Optimiser updates: gradients of an objective, and what is done with them. The same for every system."""
+"""Optimiser updates: what is done with the gradients of an objective. The same for every system."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from trainers.gradients import GradientReducer
 from trainers.options import OptimizationOptions
 from util.ema import ExponentialMovingAverage
 from util.optimization import clip_gradients, make_optimizer, warmed_up_learning_rate
@@ -104,34 +103,6 @@ def make_scaler(options: OptimizationOptions, device: torch.device) -> torch.amp
     """The loss scale that float16 training needs, shared by all networks of a method; None without it."""
     needed = options.autocast_train and options.autocast_dtype == "fp16"
     return torch.amp.GradScaler(device.type) if needed else None
-
-
-def backward(
-    losses: Sequence[Callable[[], torch.Tensor]],
-    reducer: GradientReducer,
-    scaler: torch.amp.GradScaler | None = None,
-) -> torch.Tensor:
-    """New gradients of the reducer's parameters: backward over micro-batches, summed over ranks.
-
-    Args:
-        losses: one for each micro-batch; the sum over micro-batches and ranks is the objective.
-        reducer: of all parameters that the objective has gradients for, of one network or several.
-        scaler: loss scale.
-
-    Returns:
-        This rank's part of the objective, times the number of ranks: its mean over ranks is the objective.
-    """
-    reducer.zero_gradients()
-    total = None
-    for index, loss_of in enumerate(losses):
-        loss = loss_of()
-        total = loss.detach() if total is None else total + loss.detach()
-        if index == len(losses) - 1:
-            reducer.begin()
-        (loss if scaler is None else scaler.scale(loss)).backward()
-    reducer.finish()
-    assert total is not None
-    return total * reducer.world_size
 
 
 def compiled(network: nn.Module, options: OptimizationOptions) -> Callable[..., torch.Tensor]:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from models.residual_flow import FlowSettings, InvertibleFlow, draw_flow_noise
-from trainers.gradients import GradientReducer
+from trainers.gradients import ObjectiveGradients
 from util.distributed import Distributed
 from util.noise import Noise
 
@@ -29,19 +29,23 @@ def train_pass(distributed: Distributed, part: slice) -> dict[str, torch.Tensor]
         prior_hidden_size=6,
     )
     flow = InvertibleFlow(settings, sum_over_ranks=distributed.sum).double()
-    # Small buckets: gradients are on their way while the batch statistics' backward passes need the ranks too.
-    reducer = GradientReducer(flow.parameters(), distributed, bucket_bytes=512)
     x = torch.rand(N_SAMPLES, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[part]
     shared = Noise(2, "counts", torch.zeros(1, dtype=torch.int64))
     noise = Noise(2, "flow", torch.arange(N_SAMPLES)[part])
     with torch.no_grad():
         flow(x, draw_flow_noise(flow, noise, shared, dtype=torch.float64), "none")
-    output = flow(x, draw_flow_noise(flow, noise, shared, dtype=torch.float64), "surrogate")
-    reducer.begin()
-    ((output.z**2).sum() - output.log_jacobian.sum()).backward()
-    reducer.finish()
+
+    def loss_of(noises: tuple[Noise, Noise]) -> tuple[torch.Tensor, torch.Tensor]:
+        output = flow(x, draw_flow_noise(flow, *noises, dtype=torch.float64), "surrogate")
+        return (output.z**2).sum() - output.log_jacobian.sum(), output.z.detach()
+
+    # Small buckets: gradients are on their way while the batch statistics' backward passes need the ranks too.
+    small = 512 / 2**20
+    _, (z,) = ObjectiveGradients(loss_of, flow.parameters(), [flow], distributed, bucket_mebibytes=small)(
+        [(noise, shared)]
+    )
     gradients = {f"gradient {name}": p.grad for name, p in flow.named_parameters() if p.grad is not None}
-    return {"z": output.z.detach(), **gradients, **dict(flow.named_buffers())}
+    return {"z": z, **gradients, **dict(flow.named_buffers())}
 
 
 def rank_main(rank: int, folder: str) -> None:

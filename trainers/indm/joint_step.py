@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -20,12 +19,13 @@ from diffusion.continuous.latent_loss import (
 from diffusion.continuous.process import ScoreFunction
 from diffusion.continuous.soft_truncation import soft_truncated_time
 from models.residual_flow import FlowNoise, FlowOutput, InvertibleFlow, draw_flow_noise
-from trainers.gradients import GradientReducer
-from trainers.update import Updater, backward
+from trainers.gradients import ObjectiveGradients
+from trainers.update import Updater
 from util.distributed import Distributed
 from util.noise import Noise
 
 StepFunction = Literal["nll", "fid"]
+Terms = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class JointStep:
         step_function: "nll" or "fid".
         soft_truncation: exponent of the random smallest time; None keeps it fixed.
         scaler: loss scale, of both networks.
+        gradient_compression: as in ``trainers.gradients``.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class JointStep:
         step_function: StepFunction,
         soft_truncation: float | None,
         scaler: torch.amp.GradScaler | None,
+        gradient_compression: str = "none",
     ) -> None:
         self.objective = objective
         self.score = score
@@ -157,9 +159,17 @@ class JointStep:
         # The score network's gradient of the first loss of a "fid" step is wanted with soft truncation only.
         self._first_trains_score = step_function == "nll" or soft_truncation is not None
         of_the_score = self._score_parameters if self._first_trains_score else []
-        self._reducer = GradientReducer(chain(of_the_score, flow_updater.network.parameters()), distributed)
-        # Buffers for gradients are large: there are none where there is no second loss.
-        self._second_reducer = GradientReducer(self._score_parameters, distributed) if step_function == "fid" else None
+        networks = (flow, score_updater.network)
+        self._first = ObjectiveGradients(
+            self._first_loss,
+            (*of_the_score, *flow.parameters()),
+            networks,
+            distributed,
+            gradient_compression,
+        )
+        self._second = ObjectiveGradients(
+            self._second_loss, self._score_parameters, networks, distributed, gradient_compression
+        )
 
     def __call__(
         self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, total_batch_size: int
@@ -176,74 +186,67 @@ class JointStep:
             right) and ``loss_prior``, all with the mean over ranks for value; ``gradient_norm`` and ``learning_rate``
             of the score network, ``gradient_norm_flow`` and ``learning_rate_flow``.
         """
-        metrics = (self._nll if self.step_function == "nll" else self._fid)(batches, step, total_batch_size)
+        share = self._share(batches, total_batch_size)
+        metrics = (self._nll if self.step_function == "nll" else self._fid)(batches, step, share)
         if self.scaler is not None:
             self.scaler.update()
         return metrics
 
-    def _nll(
-        self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, total_batch_size: int
-    ) -> dict[str, torch.Tensor]:
-        sums = _Sums(self.distributed)
-
-        def loss_of(x: torch.Tensor, draws: Draws) -> torch.Tensor:
-            encoded = self._encode(x, draws)
-            terms = self.objective.terms(
-                self.score, encoded, draws, self._smallest_time(draws), self.objective.importance_sampling
-            )
-            sums.add(terms, self._share(batches, total_batch_size))
-            return self._mean(sum(terms.values(), torch.zeros(())), batches, total_batch_size)
-
-        loss = backward(_closures(loss_of, batches), self._reducer, self.scaler)
+    def _nll(self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, share: float) -> dict[str, torch.Tensor]:
+        loss, asides = self._first([(x, draws, share) for x, draws in batches], self.scaler)
+        sums = _added([terms for terms, _ in asides], share)
         return {
             "loss": loss,
-            **sums.metrics(),
+            **self._metrics(sums),
             **self.score_updater.apply(step, self.scaler),
             **_of_the_flow(self.flow_updater.apply(step, self.scaler)),
         }
 
-    def _fid(
-        self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, total_batch_size: int
-    ) -> dict[str, torch.Tensor]:
+    def _fid(self, batches: Sequence[tuple[torch.Tensor, Draws]], step: int, share: float) -> dict[str, torch.Tensor]:
         adds_first_gradient = self._first_trains_score
-        assert self._second_reducer is not None
-        sums, second_sums = _Sums(self.distributed), _Sums(self.distributed)
-        old_latents: list[torch.Tensor] = []
-
-        def first_loss(x: torch.Tensor, draws: Draws) -> torch.Tensor:
-            encoded = self._encode(x, draws)
-            old_latents.append(encoded.z.detach())
-            smallest_time = self.objective.smallest_time
-            terms = self.objective.terms(self.score, encoded, draws, smallest_time, importance_sampling=True)
-            sums.add(terms, self._share(batches, total_batch_size))
-            return self._mean(sum(terms.values(), torch.zeros(())), batches, total_batch_size)
-
         self._freeze_score(not adds_first_gradient)
-        loss = backward(_closures(first_loss, batches), self._reducer, self.scaler)
+        loss, asides = self._first([(x, draws, share) for x, draws in batches], self.scaler)
         self._freeze_score(False)
-        first_gradients = [p.grad for p in self._score_parameters]
+        sums = _added([terms for terms, _ in asides], share)
+        first_gradients = self._take_score_gradients()
         flow_metrics = _of_the_flow(self.flow_updater.apply(step, self.scaler))
 
-        def second_loss(x: torch.Tensor, draws: Draws) -> torch.Tensor:
-            latents = old_latents.pop(0) if adds_first_gradient else self._encode_again(x, draws)
-            smallest_time, importance_sampling = self._smallest_time(draws), self.objective.importance_sampling
-            losses = self.objective.score_loss(self.score, latents, draws, smallest_time, importance_sampling)
-            second_sums.add({"score": losses}, self._share(batches, total_batch_size))
-            return self._mean(losses, batches, total_batch_size)
-
-        backward(_closures(second_loss, batches), self._second_reducer, self.scaler)
+        old_latents = [latents if adds_first_gradient else None for _, latents in asides]
+        second = [(x, draws, share, latents) for (x, draws), latents in zip(batches, old_latents, strict=True)]
+        _, second_asides = self._second(second, self.scaler)
+        second_sums = _added(second_asides, share)
         if adds_first_gradient:
-            factor = second_sums.over_ranks("score") / sums.over_ranks("score")
+            factor = self._over_ranks(second_sums["score"]) / self._over_ranks(sums["score"])
             for parameter, gradient in zip(self._score_parameters, first_gradients, strict=True):
                 if parameter.grad is not None and gradient is not None:
                     parameter.grad += gradient * factor.to(gradient.dtype)
         return {
             "loss": loss,
-            **sums.metrics(),
-            "loss_score_second_pass": second_sums.metrics()["loss_score"],
+            **self._metrics(sums),
+            "loss_score_second_pass": self._metrics(second_sums)["loss_score"],
             **self.score_updater.apply(step, self.scaler),
             **flow_metrics,
         }
+
+    def _first_loss(self, batch: tuple[torch.Tensor, Draws, float]) -> tuple[torch.Tensor, tuple[Terms, torch.Tensor]]:
+        """A micro-batch's part of the objective of both networks; its terms, and the latents."""
+        x, draws, share = batch
+        encoded = self._encode(x, draws)
+        if self.step_function == "nll":
+            smallest_time, importance_sampling = self._smallest_time(draws), self.objective.importance_sampling
+        else:
+            smallest_time, importance_sampling = self.objective.smallest_time, True
+        terms = self.objective.terms(self.score, encoded, draws, smallest_time, importance_sampling)
+        return self._part(sum(terms.values(), torch.zeros(())), share), (_detached(terms), encoded.z.detach())
+
+    def _second_loss(self, batch: tuple[torch.Tensor, Draws, float, torch.Tensor | None]) -> tuple[torch.Tensor, Terms]:
+        """A micro-batch's part of the score network's second loss, on the given latents or those of the new flow."""
+        x, draws, share, latents = batch
+        if latents is None:
+            latents = self._encode_again(x, draws)
+        smallest_time, importance_sampling = self._smallest_time(draws), self.objective.importance_sampling
+        losses = self.objective.score_loss(self.score, latents, draws, smallest_time, importance_sampling)
+        return self._part(losses, share), _detached({"score": losses})
 
     def _encode(self, x: torch.Tensor, draws: Draws) -> FlowOutput:
         flow_noise = draw_flow_noise(self.flow, draws.noise, draws.shared)
@@ -270,12 +273,23 @@ class JointStep:
         n_means = len(batches) if self.objective.means_add_up else 1
         return n_means / total_batch_size
 
-    def _mean(
-        self, losses: torch.Tensor, batches: Sequence[tuple[torch.Tensor, Draws]], total_batch_size: int
-    ) -> torch.Tensor:
+    def _part(self, losses: torch.Tensor, share: float) -> torch.Tensor:
         """A micro-batch's part of the objective, in the precision of the networks."""
-        dtype = self._score_parameters[0].dtype
-        return (losses.sum() * self._share(batches, total_batch_size)).to(dtype)
+        return (losses.sum() * share).to(self._score_parameters[0].dtype)
+
+    def _take_score_gradients(self) -> list[torch.Tensor | None]:
+        """The score network's gradients, which the next pass then leaves alone."""
+        gradients = [parameter.grad for parameter in self._score_parameters]
+        for parameter in self._score_parameters:
+            parameter.grad = None
+        return gradients
+
+    def _metrics(self, sums: Terms) -> dict[str, torch.Tensor]:
+        """With the mean over ranks for value."""
+        return {f"loss_{name}": value * self.distributed.world_size for name, value in sums.items()}
+
+    def _over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        return self.distributed.sum(value.clone())
 
 
 def latents_alone(flow: InvertibleFlow, x: torch.Tensor, noise: Noise) -> torch.Tensor:
@@ -285,30 +299,14 @@ def latents_alone(flow: InvertibleFlow, x: torch.Tensor, noise: Noise) -> torch.
     return flow(x, flow_noise, log_determinant="none").z
 
 
-class _Sums:
-    """Running sums of the terms of an objective over this rank's micro-batches."""
-
-    def __init__(self, distributed: Distributed) -> None:
-        self.distributed = distributed
-        self.values: dict[str, torch.Tensor] = {}
-
-    def add(self, terms: dict[str, torch.Tensor], share: float) -> None:
-        for name, term in terms.items():
-            value = term.detach().sum() * share
-            self.values[name] = self.values[name] + value if name in self.values else value
-
-    def metrics(self) -> dict[str, torch.Tensor]:
-        """With the mean over ranks for value."""
-        return {f"loss_{name}": value * self.distributed.world_size for name, value in self.values.items()}
-
-    def over_ranks(self, name: str) -> torch.Tensor:
-        return self.distributed.sum(self.values[name].clone())
+def _detached(terms: Terms) -> Terms:
+    return {name: term.detach() for name, term in terms.items()}
 
 
-def _closures(
-    loss_of: Callable[[torch.Tensor, Draws], torch.Tensor], batches: Sequence[tuple[torch.Tensor, Draws]]
-) -> list[Callable[[], torch.Tensor]]:
-    return [lambda x=x, draws=draws: loss_of(x, draws) for x, draws in batches]  # type: ignore[misc]
+def _added(terms: Sequence[Terms], share: float) -> Terms:
+    """The part of this rank's micro-batches in each term of the objective."""
+    values = {name: [entry[name].sum() * share for entry in terms] for name in terms[0]}
+    return {name: sum(parts[1:], parts[0]) for name, parts in values.items()}
 
 
 def _of_the_flow(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -154,6 +154,7 @@ class JointDiffusion:
             step_function=cast(StepFunction, joint.step_function),
             soft_truncation=joint.soft_truncation_exponent if joint.soft_truncation else None,
             scaler=self.state.scaler,
+            gradient_compression=config[OptimizationOptions].gradient_compression,
         )
         self._data_mean: tuple[int, torch.Tensor] | None = None
 
