@@ -28,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "dropout": 0.3, "gradient_accumulation": 2, "n_workers": 2, "random_flip": True,
         "autocast_train": True, "autocast_dtype": "fp16",
     },
+    # Sums of three depend on where a gradient lies in its bucket.
+    "three ranks": {"n_gpus_per_node": 3, "gradient_compression": "bf16"},
 }  # fmt: skip
 
 
