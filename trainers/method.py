@@ -26,7 +26,9 @@ class Update:
 
     Attributes:
         network: its name in ``Method.updaters``.
-        losses: the objective for each sample of a micro-batch, (B,), from a stream of noise with an entry for each.
+        losses: the objective for each sample of a micro-batch, (B,), from a stream of noise with an entry for each. The
+            same parameters have gradients every time. On several ranks it is called twice more before its first step,
+            so it changes nothing but buffers of the method's networks.
         purpose: of that noise.
         prefix: of the metrics.
         due: whether it is part of the step, from the number of completed steps.
