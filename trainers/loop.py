@@ -139,6 +139,8 @@ class Training:
         if not self._has_begun:
             self.distributed.from_main(self.begin)
             self._has_begun = True
+            if self.snapshots is not None and self.method.state.step > self._first_step:
+                self.snapshots.prepare(self._saved_state())
 
     def _dropout_seed(self, step: int) -> int:
         run = self.config[RunOptions]
@@ -193,13 +195,14 @@ class Training:
     def _snapshot(self, keep: bool) -> None:
         self.saved_step = self.method.state.step
         if self.snapshots is not None:
-            held_up = self.snapshots.save(
-                {**self.method.state.state_dict(), "config": self.config.flat()}, keep
-            )
+            held_up = self.snapshots.save(self._saved_state(), keep)
             if self.interval is not None:
                 self.interval.written(held_up)
             if keep or self.stop():
                 self.snapshots.wait()
+
+    def _saved_state(self) -> dict[str, Any]:
+        return {**self.method.state.state_dict(), "config": self.config.flat()}
 
     def _evaluate(self) -> None:
         """The evaluations due at this step, spread over all ranks; one that was interrupted is finished."""

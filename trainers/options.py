@@ -31,6 +31,10 @@ class TrainingOptions:
     mtbf_hours: float = option(
         24.0, "expected hours between failures of the run (snapshot_freq auto)", above=0.0, effect=PLACE
     )
+    snapshot_verify: str = option(
+        "read_back", "read_back: a snapshot counts when the file, read again, is what was written; none: when it is "
+        "flushed, and damage is noticed by its checksum on reading", choices=("read_back", "none"), effect=PLACE,
+    )  # fmt: skip
     snapshot_threshold: int = option(1, "first step of a snapshot", minimum=0, effect=PLACE)
     save_freq: int = option(
         50_000, "steps between snapshots that are kept as checkpoint_<step>.pth", minimum=0, effect=PLACE

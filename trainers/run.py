@@ -111,7 +111,8 @@ def train(
     starts = with_start(before, **place, step=first_step, versions=versions())
     log.status(**place, starts=starts, data=data, exit_reason=None, starters=dict(starters), **chosen)
     checkpoints = run.folder / "checkpoints"
-    snapshots = SnapshotWriter(checkpoints, on_saved(log)) if distributed.is_main else None
+    read_back = options.snapshot_verify == "read_back"
+    snapshots = SnapshotWriter(checkpoints, on_saved(log), read_back) if distributed.is_main else None
     batches = _batches(config, distributed, datasets["train"], first_step)
     automatic = distributed.is_main and options.snapshot_freq == "auto"
     interval = SnapshotInterval(options.mtbf_hours * 3600) if automatic else None

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,6 +27,7 @@ import torch
 
 from util.errors import RunFailed, UsageError
 from util.files import flush_folder, remove_leftovers, replacing
+from util.host_copy import HostCopy
 from util.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -63,16 +65,21 @@ class _HashingWriter:
     def write(self, data: bytes) -> int:
         self.file.write(data)
         # The archive's last two bytes are the comment's length, which is not covered.
-        pending = self.held_back + bytes(data)
-        self.digest.update(pending[:-2])
+        view = memoryview(data)
+        pending = self.held_back + bytes(view[-2:])
+        if len(view) > 2:
+            self.digest.update(self.held_back)
+            self.digest.update(view[:-2])
+        else:
+            self.digest.update(pending[:-2])
         self.held_back = pending[-2:]
-        return len(data)
+        return len(view)
 
     def flush(self) -> None:
         self.file.flush()
 
 
-def write_snapshot(path: Path, state: dict[str, Any], number: int = 0) -> str:
+def write_snapshot(path: Path, state: dict[str, Any], number: int = 0, read_back: bool = True) -> str:
     """Write, flush, read back, and only then put in place. Whatever writes a snapshot, writes it here.
 
     Args:
@@ -80,6 +87,8 @@ def write_snapshot(path: Path, state: dict[str, Any], number: int = 0) -> str:
         state: tensors and plain containers: ``step``, ``config``, ``networks``, ``emas``, ``optimizers``, ``scaler``.
             The number of the format and the versions of what wrote it are added.
         number: greater than that of every snapshot that the run has written before; 0 of one that is of no run.
+        read_back: read the file once it is flushed, and compare. Without, what the file system lost or altered is
+            noticed when the snapshot is read.
 
     Returns:
         The snapshot's SHA-256.
@@ -101,9 +110,10 @@ def write_snapshot(path: Path, state: dict[str, Any], number: int = 0) -> str:
             os.fsync(writer.file.fileno())
         finally:
             writer.file.close()
-        with temporary.open("rb") as file:
-            if _digest(file, length) != checksum:
-                raise OSError(f"{path}: the file read back differs from what was written")
+        if read_back:
+            with temporary.open("rb") as file:
+                if _digest(file, length) != checksum:
+                    raise OSError(f"{path}: the file read back differs from what was written")
     return checksum
 
 
@@ -288,29 +298,40 @@ class SnapshotWriter:
     Args:
         folder: the checkpoint folder.
         on_saved: called in the writing thread once a snapshot is safely on disk, with its path and step.
+        read_back: see ``write_snapshot``.
     """
 
-    def __init__(self, folder: Path, on_saved: Callable[[SnapshotFile], None]) -> None:
+    def __init__(self, folder: Path, on_saved: Callable[[SnapshotFile], None], read_back: bool = True) -> None:
         self.folder = folder
         self.on_saved = on_saved
+        self.read_back = read_back
         self.error: Exception | None = None
         self._number = 0
-        self._jobs: queue.Queue[tuple[dict[str, Any], bool] | None] = queue.Queue(maxsize=1)
+        self._copy = HostCopy()
+        self._prepared = threading.Event()
+        self._prepared.set()
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._work, name="snapshot writer", daemon=True)
         self._thread.start()
+
+    def prepare(self, state: dict[str, Any]) -> None:
+        """Take the memory for copies of such states, in the writing thread, before the first one is saved."""
+        self._prepared.clear()
+        self._jobs.put(partial(self._prepare, state))
 
     def save(self, state: dict[str, Any], keep: bool) -> float:
         """Copy the state to the CPU and hand it to the writing thread; waits while an earlier one is written.
 
         Returns:
-            Seconds for which the caller was held up.
+            Seconds for which the caller was held up; without those of a preparation, of which there is one in a run.
 
         Raises:
             RunFailed: an earlier snapshot could not be written.
         """
+        self._prepared.wait()
         started = time.perf_counter()
         self.wait()
-        self._jobs.put((copy_to_cpu(state), keep))
+        self._jobs.put(partial(self._write, self._copy(state), keep))
         return time.perf_counter() - started
 
     def wait(self) -> None:
@@ -334,18 +355,25 @@ class SnapshotWriter:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                self._write(*job)
+                job()
             except Exception as error:  # a full disk (torch says RuntimeError) or anything else: the loop raises it
                 self.error = error
             finally:
                 self._jobs.task_done()
         self._jobs.task_done()
 
+    def _prepare(self, state: dict[str, Any]) -> None:
+        try:
+            self._copy.reserve(state)
+        finally:
+            self._prepared.set()
+
     def _write(self, state: dict[str, Any], keep: bool) -> None:
+        self._copy.wait()
         running, fresh = self.folder / RUNNING, self.folder / f".{RUNNING}.new.tmp"
         remove_leftovers(self.folder)
         self._number = (self._number or _largest_number(self.folder)) + 1
-        checksum = write_snapshot(fresh, state, self._number)
+        checksum = write_snapshot(fresh, state, self._number, self.read_back)
         if keep:
             _second_name(fresh, self.folder / f"checkpoint_{int(state['step'])}.pth")
         if running.is_file():
@@ -385,14 +413,3 @@ def _second_name(path: Path, name: Path) -> None:
             shutil.copyfile(path, copy)
         return
     os.replace(temporary, name)
-
-
-def copy_to_cpu(value: Any) -> Any:
-    """The same containers with every tensor copied to the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copy_to_cpu(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copy_to_cpu(entry) for entry in value)
-    return value

@@ -18,7 +18,6 @@ from util.snapshot import (
     DamagedSnapshot,
     SnapshotWriter,
     choose_snapshot,
-    copy_to_cpu,
     find_snapshots,
     inspect_snapshot,
     read_snapshot,
@@ -122,12 +121,44 @@ def test_another_dictionary_is_refused(tmp_path: Path) -> None:
         read_snapshot(tmp_path / "x.pth")
 
 
-def test_copies_do_not_follow_the_original() -> None:
-    original = {"a": [torch.zeros(2)], "b": (1, "x")}
-    copy = copy_to_cpu(original)
-    original["a"][0].fill_(1)
-    assert copy["a"][0].sum() == 0
-    assert copy["b"] == (1, "x")
+def test_a_snapshot_is_of_the_moment_at_which_it_was_saved(tmp_path: Path) -> None:
+    writer = SnapshotWriter(tmp_path, lambda snapshot: None)
+    live = state(1)
+    writer.prepare(live)
+    for step in (1, 2):
+        live["step"] = step
+        live["networks"]["score"]["w"].fill_(step)
+        writer.save(live, keep=True)
+        live["networks"]["score"]["w"].fill_(-1)
+    writer.wait()
+    writer.close()
+    for step in (1, 2):
+        assert (read_snapshot(tmp_path / f"checkpoint_{step}.pth")["networks"]["score"]["w"] == step).all()
+
+
+@pytest.mark.parametrize("read_back", [True, False])
+def test_what_the_disk_does_not_hold_is_noticed_by_reading_it_back(
+    tmp_path: Path, read_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def lose(descriptor: int) -> None:
+        flush(descriptor)
+        for name in tmp_path.iterdir():
+            content = bytearray(name.read_bytes())
+            content[len(content) // 2] ^= 1
+            name.write_bytes(content)
+
+    monkeypatch.setattr(os, "fsync", lose)
+    if read_back:
+        with pytest.raises(OSError, match="differs"):
+            write_snapshot(tmp_path / "a.pth", state(1))
+        assert not list(tmp_path.iterdir())
+    else:
+        write_snapshot(tmp_path / "a.pth", state(1), read_back=False)
+        monkeypatch.undo()
+        with pytest.raises(DamagedSnapshot):
+            inspect_snapshot(tmp_path / "a.pth")
 
 
 def test_a_snapshot_says_its_format_and_older_and_newer_ones_are_told_apart(tmp_path: Path) -> None:
