@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import NoReturn
 
@@ -16,18 +16,20 @@ from launch.agents.beat import AGENT_VARIABLE, live_with_agent
 from launch.agents.meeting import torchrun_store
 from launch.agents.ranks import LISTEN_VARIABLE, OWN_AGENT_VARIABLE
 from launch.agents.reports import report_of, write_report
+from launch.agents.restart import COUNTS, starters, starters_of_all
 from launch.options import LaunchOptions
 from launch.places.topology import RankPlace
 from launch.waiting import Waiting
 from util.distributed import Distributed, join_group
 from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, UsageError
+from util.lock import Lock, held
 from util.stop import StopRequest
 
 Mode = Callable[[Distributed, StopRequest], None]
 
 
-def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode) -> NoReturn:
-    """Run the mode as one rank of the group and leave with its exit code.
+def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode, lock: Lock | None = None) -> NoReturn:
+    """Run the mode as one rank of the group, which holds the lock meanwhile, and leave with its exit code.
 
     The mode takes the stop signals (``stop.listen``) when it has something to save; before, they end the process with
     exit code 75.
@@ -47,7 +49,8 @@ def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode) -> NoReturn:
             options.collective_timeout,
             _store(options, place),
         )
-        mode(distributed, stop)
+        with _holding(lock, distributed, options):
+            mode(distributed, stop)
         distributed.barrier()
     except Preempted:
         with contextlib.suppress(RuntimeError):  # all is on disk, even when another rank is gone already
@@ -59,6 +62,17 @@ def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode) -> NoReturn:
             print(report.text(), file=sys.stderr, flush=True)
         _leave(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
     _leave(EXIT_FINISHED)
+
+
+@contextlib.contextmanager
+def _holding(lock: Lock | None, distributed: Distributed, options: LaunchOptions) -> Iterator[None]:
+    """Rank 0 holds the lock; all ranks raise UsageError where another command does."""
+    with contextlib.ExitStack() as stack:
+        if lock is not None:
+            names = starters_of_all(distributed.gather(starters()))
+            starts = {name: (names[name], os.environ.get(name, "0")) for name in COUNTS if names[name]}
+            distributed.from_main(lambda: stack.enter_context(held(lock, options.node_timeout, starts)))
+        yield
 
 
 def choose_device(wanted: str, place: RankPlace) -> torch.device:

@@ -10,7 +10,16 @@ from typing import Any
 from util.config import RECORD, Config, read_config_file
 from util.errors import UsageError
 from util.files import write_text
-from util.overwritten import FOLDERS, bring_back, check_can_be_set_aside, holds_overwritten, set_aside, settle
+from util.lock import refuse_where_held
+from util.overwritten import (
+    DEPENDENT,
+    FOLDERS,
+    bring_back,
+    check_can_be_set_aside,
+    holds_overwritten,
+    set_aside,
+    settle,
+)
 from util.run_file import read_run_file
 from util.run_options import RunOptions
 from util.snapshot import find_snapshots, read_snapshot
@@ -33,6 +42,8 @@ def check_run_folder(config: Config) -> None:
     for folder in (workdir / name for name in FOLDERS):
         if os.path.lexists(folder) and not folder.is_dir():
             raise UsageError(f"{folder} is no folder, or a link to none; remove it, or make the folder")
+    for folder in (workdir, workdir / DEPENDENT) if run.starts_again else ():
+        refuse_where_held(folder, config.flat()["node_timeout"], "wait for its end or stop it before --overwrite")
     settle(workdir)
     if run.starts_again:
         return check_can_be_set_aside(workdir)

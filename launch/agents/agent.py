@@ -25,6 +25,7 @@ from launch.options import LaunchOptions
 from launch.places.topology import Topology
 from launch.waiting import Waiting
 from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
+from util.lock import clear
 from util.overwritten import bring_back
 from util.run_file import read_run_file, update_run_file
 from util.run_options import RunOptions
@@ -105,6 +106,7 @@ class Agent:
         finally:
             if self.ranks is not None:
                 self.ranks.kill()
+            clear(self.workdir)
             if self._membership is not None:
                 alone = self._waiting is not None and self._stop_time is not None
                 self._membership.close(VERDICT_SECONDS if alone else FAREWELL_SECONDS)
@@ -225,7 +227,9 @@ class Agent:
 
     def _note(self, state: str, reason: str) -> None:
         """Put the end of a training run into run.json, if the run has begun."""
-        if self._notes_end and read_run_file(self.workdir).get("started") != self._began_before:
+        run = read_run_file(self.workdir)
+        ours = self._name in run.get("starters", {}).get(RESTART_VARIABLE, ())  # and not of another command
+        if self._notes_end and ours and run.get("started") != self._began_before:
             with contextlib.suppress(OSError):  # a full disk must not hide the message
                 update_run_file(self.workdir, state=state, exit_reason=reason)
 
