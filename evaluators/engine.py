@@ -27,7 +27,7 @@ import torch
 from evaluators.files import ArrayInParts, map_arrays, read_arrays, write_arrays
 from util.distributed import Distributed
 from util.errors import Preempted, RunFailed, UsageError
-from util.files import SECONDS_UNTIL_VISIBLE, remove_leftovers, wait_until_seen
+from util.files import SECONDS_UNTIL_VISIBLE, remove_leftovers, wait_until_seen, why_not_written
 from util.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class _Run:
         try:
             write_arrays(file, {**arrays, _FINGERPRINT: np.array(self.fingerprint)})
         except OSError as error:
-            raise RunFailed(f"{file} cannot be written: {error.strerror or error}") from error
+            raise RunFailed(f"{file}: cannot be written: {why_not_written(error)}") from error
 
     def _is_ours(self, arrays: dict[str, np.ndarray], file: Path, quiet: bool = False) -> bool:
         """Take the fingerprint out of ``arrays``; whether it is this run's. If not, say what differs."""

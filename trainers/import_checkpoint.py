@@ -10,6 +10,7 @@ from pathlib import Path
 from trainers.system import load
 from trainers.systems import SYSTEMS
 from util.errors import EXIT_FINISHED, EXIT_USAGE, UsageError
+from util.files import why_not_written
 from util.snapshot import write_snapshot
 
 IMPORTERS = {program: place for system in SYSTEMS.values() for program, place in system.importers.items()}
@@ -29,8 +30,8 @@ def convert(system: str, sources: Sequence[Path], target: Path) -> None:
     state = load(IMPORTERS[system])(sources)
     try:
         write_snapshot(target, state)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise UsageError(f"{target}: cannot be written ({error}); choose a place with room") from None
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{target}: cannot be written: {why_not_written(error)}; choose a place with room") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

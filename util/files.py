@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -12,11 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from util.errors import RunFailed
+from util.errors import RunFailed, UsageError
 
 SECONDS_UNTIL_VISIBLE = 60.0
 """How long what another host wrote may take to appear here; network file systems cache folders."""
 _SUFFIX = ".tmp"
+
+
+def why_not_written(error: Exception) -> str:
+    """What kept a file from being written, in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "disk full" if number == errno.ENOSPC else "disk full, as far as your quota goes"
+    return str((isinstance(error, OSError) and error.strerror) or error)
 
 
 @contextmanager
@@ -40,6 +49,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def check_usable(workdir: Path) -> None:
+    """Raise UsageError where a run cannot write into its folder; makes it, and ``logs`` in it."""
+    reason = ""
+    try:
+        (workdir / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = why_not_written(error)
+    for folder in (workdir / "logs", workdir, *workdir.parents):
+        if os.path.lexists(folder) and not folder.is_dir():
+            reason = f"{folder} is no folder, or a link to none"
+        elif not reason and folder in (workdir, workdir / "logs") and not os.access(folder, os.W_OK | os.X_OK):
+            reason = f"{folder} cannot be written to"
+    if reason:
+        raise UsageError(f"--workdir {workdir}: {reason}; give a folder that can be written to")
 
 
 def flush_folder(folder: Path) -> None:

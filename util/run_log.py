@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from util.errors import RunFailed
-from util.files import replacing, write_text
+from util.files import replacing, why_not_written, write_text
 from util.run_file import update_run_file
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class RunLog:
                     path.unlink()
         kept = []
         with contextlib.suppress(FileNotFoundError):
-            for line in self._metrics.read_text().splitlines():
+            for line in self._metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
                     if int(entry["step"]) <= resumed_at:
@@ -106,7 +106,8 @@ class RunLog:
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
         except OSError as error:
-            raise RunFailed(f"{self._metrics}: {error.strerror or error}; free some space and continue") from None
+            why = why_not_written(error)
+            raise RunFailed(f"{self._metrics}: cannot be written: {why}; make room and continue") from None
 
     def picture(self, step: int, name: str, source: Path) -> None:
         """Show a PNG file in TensorBoard and copy it to samples/<name>_<step>.png, if it exists."""

@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 import torch
 
 from util.errors import RunFailed, UsageError
-from util.files import flush_folder, remove_leftovers, replacing
+from util.files import flush_folder, remove_leftovers, replacing, why_not_written
 from util.host_copy import HostCopy
 from util.versions import versions
 
@@ -61,9 +61,14 @@ class _HashingWriter:
         self.file = path.open("wb")
         self.digest = hashlib.sha256()
         self.held_back = b""
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         # The archive's last two bytes are the comment's length, which is not covered.
         view = memoryview(data)
         pending = self.held_back + bytes(view[-2:])
@@ -108,8 +113,13 @@ def write_snapshot(path: Path, state: dict[str, Any], number: int = 0, read_back
             writer.file.write(len(comment).to_bytes(2, "little") + comment)
             writer.file.flush()
             os.fsync(writer.file.fileno())
+        except RuntimeError:  # torch hides what kept it from writing
+            if writer.error is not None:
+                raise writer.error from None
+            raise
         finally:
-            writer.file.close()
+            with contextlib.suppress(OSError):  # of what a full disk has left in the buffer
+                writer.file.close()
         if read_back:
             with temporary.open("rb") as file:
                 if _digest(file, length) != checksum:
@@ -346,7 +356,8 @@ class SnapshotWriter:
     def raise_failure(self) -> None:
         """Raises RunFailed if a snapshot could not be written; does not wait."""
         if self.error is not None:
-            raise RunFailed(f"a snapshot could not be written: {self.error}; the last good one is untouched")
+            why = why_not_written(self.error)
+            raise RunFailed(f"{self.folder}: a snapshot could not be written: {why}; the last good one is untouched")
 
     def close(self) -> None:
         self._jobs.put(None)
@@ -356,7 +367,7 @@ class SnapshotWriter:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except Exception as error:  # a full disk (torch says RuntimeError) or anything else: the loop raises it
+            except Exception as error:  # a full disk or anything else: the loop raises it
                 self.error = error
             finally:
                 self._jobs.task_done()

@@ -25,6 +25,7 @@ from launch.options import LaunchOptions
 from launch.places.topology import Topology
 from launch.waiting import Waiting
 from util.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, Preempted, RunFailed, UsageError
+from util.files import check_usable
 from util.lock import clear
 from util.overwritten import bring_back
 from util.run_file import read_run_file, update_run_file
@@ -48,7 +49,7 @@ class Agent:
         fingerprint: what has to be the same on all nodes.
 
     Raises:
-        UsageError: there is no folder for the run.
+        UsageError: there is no folder for the run, or none that can be used.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Agent:
             raise UsageError("--workdir is missing: give the folder for (or of) the run")
         if run.mode in ("continue", "eval", "sample") and not run.follow and not run.folder.is_dir():
             raise UsageError(f"--mode {run.mode}: {run.folder} is no folder; --workdir names an earlier run")
+        check_usable(run.folder)
         self.ranks: Ranks | None = None
         self._waiting: Waiting | None = None
         """While nodes gather."""

@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
     "config": "configs/smoke/tiny.txt", "device": "cpu", "log_freq": 1, "save_freq": 0, "snapshot_freq": 1,
     "sample_freq": 1_000_000, "eval_n_samples": 4,
 }  # fmt: skip
-ENDLESS = {**TINY, "n_train_iters": 100_000}
+ENDLESS = {**TINY, "n_train_iters": 100_000, "total_batch_size": 16}
 LOSS: dict[str, Any] = {**TINY, "mode": "eval", "eval_loss": True, "testing_batch_size": 1, "eval_n_items": 360}
 
 

@@ -1,11 +1,13 @@
 """Snapshots: whole or absent, and never used when damaged."""
 
+import errno
 import json
 import os
 import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +104,37 @@ def test_a_failed_write_leaves_the_last_one_and_is_reported(tmp_path: Path) -> N
     writer.close()
     assert inspect_snapshot(tmp_path / RUNNING).step == 1
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_called_that(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although torch says something else of it."""
+    write_all(tmp_path, [1])
+    make = Path.open
+
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        file = make(path, mode, **options)
+        if mode == "wb":
+            return Full(file)
+        return file
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, _data: bytes) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", full)
+    writer = SnapshotWriter(tmp_path, lambda snapshot: None)
+    writer.save(state(2), keep=False)
+    with pytest.raises(RunFailed, match=f"{tmp_path}: .*disk full"):
+        writer.wait()
+    writer.close()
+    assert inspect_snapshot(tmp_path / RUNNING).step == 1
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import shutil
 import sys
 import time
@@ -105,9 +107,10 @@ def convert_images(
     except lmdb.Error as error:
         # LMDB may call a full disk an input/output error.
         free = shutil.disk_usage(database).free >> 20
+        full = free == 0 or any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
         raise RunFailed(
-            f"{database}: cannot be written ({error}; {free} MiB are free there): make room and give the same command"
-            " again, which goes on where this one stopped"
+            f"{database}: cannot be written: {'disk full' if full else error} ({free} MiB are free there); make room"
+            " and give the same command again, which goes on where this one stopped"
         ) from None
     except OSError as error:
         raise RunFailed(f"{database}: cannot be made ({error.strerror}): choose another place") from None
