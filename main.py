@@ -13,7 +13,7 @@ from trainers.systems import SHARED, SYSTEMS, find_system
 from util.command_line import parse
 from util.config import Catalogue, Config
 from util.errors import EXIT_USAGE, UsageError
-from util.lock import evaluation_lock, training_lock
+from util.lock import lock_of
 from util.run_options import RunOptions
 
 OPTIONS = Catalogue((*SHARED, LaunchOptions, EvaluationOptions, PeriodicEvaluationOptions), SYSTEMS, find_system)
@@ -42,10 +42,7 @@ def main(argv: list[str]) -> int:
     from trainers.run import load_model, train
 
     work = partial(train, PeriodicEvaluation, agree_on_start) if run.trains else partial(evaluate, load_model)
-    lock = (
-        training_lock(run.folder) if run.trains else evaluation_lock(run.folder, config[EvaluationOptions].eval_folder)
-    )
-    return run_rank(options, place, partial(work, config), lock)
+    return run_rank(options, place, partial(work, config), lock_of(run, config[EvaluationOptions].eval_folder))
 
 
 if __name__ == "__main__":

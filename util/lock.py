@@ -25,6 +25,7 @@ from urllib.parse import quote
 import psutil
 
 from util.errors import EXIT_FAILED, UsageError
+from util.run_options import RunOptions
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ def evaluation_lock(folder: Path, eval_folder: str) -> Lock:
     name = os.path.normpath(eval_folder)
     path = folder / FOLDER / f"evaluation {quote(name, safe=' ')[:200]}{SUFFIX}"
     return Lock(path, f"evaluates into {name}", "wait for its end or stop it, or use another --eval_folder")
+
+
+def lock_of(run: RunOptions, eval_folder: str) -> Lock:
+    """That of a command."""
+    return training_lock(run.folder) if run.trains else evaluation_lock(run.folder, eval_folder)
 
 
 @dataclass(frozen=True)
