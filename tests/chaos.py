@@ -166,6 +166,28 @@ def gathering_round(generator: random.Random, workdir: Path) -> Round:
     return result
 
 
+def beside_round(generator: random.Random, workdir: Path, n_ranks: int, seconds: float) -> Round:
+    """A second run in the same folder, or an evaluation, beside a run to which nothing else happens."""
+    evaluates = generator.random() < 0.5
+    result = Round("an evaluation beside" if evaluates else "a second run", n_ranks)
+    process = start(workdir, **OPTIONS, n_gpus_per_node=n_ranks)
+    deadline = time.monotonic() + generator.uniform(0.3, seconds)
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    watch_moment(workdir, result)
+    wish = {"mode": "eval", "eval_loss": True, "eval_n_items": 48} if evaluates else {}
+    other = start(workdir, **OPTIONS, **wish, n_gpus_per_node=n_ranks)
+    output, _ = other.communicate(timeout=BOUND_SECONDS)
+    wait_for_end([process], [], result)
+    codes = [process.returncode, other.returncode]
+    if evaluates and codes[0] == 0 and (codes[1] == 0 or (codes[1] == 2 and "no intact snapshot" in output)):
+        return result
+    if not evaluates and sorted(codes) == [0, 2]:  # whichever comes first trains
+        return result
+    result.problem = result.problem or f"exit codes {codes}: {output.splitlines()[-1][:80]}"
+    return result
+
+
 def is_told(node: subprocess.Popen[str], text: str) -> bool:
     """Whether the next line that a command writes has this text; it is waited for."""
     assert node.stdout is not None
@@ -274,10 +296,14 @@ def play(rounds: int, seed: int, folder: Path, say: Callable[[str], None]) -> li
     for number in range(1, rounds + 1):
         generator = random.Random(f"{seed} {number}")
         workdir = folder / f"round_{number}"
-        kind = generator.choices(["signal", "disk", "network", "gathering"], [8, 1, 1, 2])[0]
+        kind = generator.choices(["signal", "disk", "network", "gathering", "beside"], [8, 1, 1, 2, 2])[0]
         if kind == "gathering":
             result = gathering_round(generator, workdir)
             judge(result, workdir, folder / "undisturbed_2", 0, 0)
+        elif kind == "beside":
+            n_ranks = generator.choice([2, 3])
+            result = beside_round(generator, workdir, n_ranks, seconds)
+            judge(result, workdir, folder / f"undisturbed_{n_ranks}", 0, 0)
         elif kind == "signal" or not can_isolate:
             n_ranks = generator.choice([2, 3])
             result = signal_round(generator, workdir, n_ranks, seconds)

@@ -68,7 +68,7 @@ def test_a_second_evaluation_is_refused(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     short = {**TINY, "n_train_iters": 2}
     run(workdir, **short)
-    process = start(workdir, **LOSS, eval_folder="loss", n_gpus_per_node=2)
+    process = start(workdir, **LOSS, eval_folder="loss", n_gpus_per_node=2, **NO_TIME_OUTS)
     wait_until(lambda: len(list((workdir / "loss" / "loss.chunks").glob("*.npz"))) >= 2, process)
     ranks = ranks_of(process)
     for rank in ranks.values():
