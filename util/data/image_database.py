@@ -191,6 +191,22 @@ def open_image_database(
             f"{name}: no {names} in {data_location}: make it with"
             f" python -m util.convert_to_lmdb {'folder' if name == 'lmdb' else name}"
         )
+    database = open_database_as_it_is(name, path)
+    n_channels, height, width = database.shape
+    if (height, width, n_channels) != (image_size, image_size, image_channels):
+        raise UsageError(
+            f"{path}: its images are {height} x {width} with {n_channels} channels and"
+            f" image_size {image_size} with image_channels {image_channels} was asked for: change one of them"
+        )
+    return database
+
+
+def open_database_as_it_is(name: str, path: Path) -> ImageDatabase:
+    """Open one database, whatever the shape of its images.
+
+    Raises:
+        UsageError: not a database of this format, or one that was not converted to the end.
+    """
     try:
         with _environment(path).begin() as transaction:
             metadata = read_metadata(path, transaction)
@@ -208,9 +224,4 @@ def open_image_database(
         stored = f"{metadata.length} images so far" if metadata is not None else "no record of its contents"
         raise UsageError(f"{path}: not complete ({stored}): give the same conversion command again to finish it")
     height, width, n_channels = metadata.shape
-    if (height, width, n_channels) != (image_size, image_size, image_channels):
-        raise UsageError(
-            f"{path}: its images are {height} x {width} with {n_channels} channels and"
-            f" image_size {image_size} with image_channels {image_channels} was asked for: change one of them"
-        )
     return ImageDatabase(name, path, (n_channels, height, width), metadata.length)

@@ -1,0 +1,1 @@
+"""Metrics of features and logits that are there already: numbers in, numbers out; no files, no ranks, no flags."""
