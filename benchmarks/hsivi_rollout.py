@@ -15,7 +15,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from diffusion.discrete.hsivi import Hierarchy, apply_layer, f_loss, make_hierarchy, mirror, phi_loss
+from diffusion.discrete.hsivi import (
+    Depths,
+    Hierarchy,
+    Networks,
+    apply_layer,
+    f_loss,
+    make_hierarchy,
+    mirror,
+    phi_loss,
+)
 from diffusion.discrete.schedule import choose_labels, make_schedule
 from models.ddpm_unet import DDPMUNet, DDPMUNetSettings
 from models.log_gamma import add_log_gamma
@@ -70,6 +79,9 @@ class Updates:
         noise = Noise(seed, "chains", torch.arange(self.batch_size), device=self.device)
         return lambda: noise.normal(*self.shape)
 
+    def _on_both_sides(self, depths: torch.Tensor) -> Depths:
+        return Depths(depths.to(self.device), depths)
+
     def update_phi(self, seed: int, plain: bool) -> None:
         depths, normal = depths_of(self.n_points, self.batch_size, seed), self._noise(seed)
         start, layer_noise = normal(), normal()
@@ -81,8 +93,9 @@ class Updates:
             losses = _phi_loss_at(self, start, index, layer_noise)
         else:
             losses = phi_loss(
-                self.hierarchy, self.phi, self.log_gamma, self.f, self.teacher, start, depths, layer_noise, normal
-            )
+                self.hierarchy, Networks(self.phi, self.f, self.teacher), self.log_gamma, start,
+                self._on_both_sides(depths), layer_noise, normal,
+            )  # fmt: skip
         self.f.requires_grad_(True)
         losses.mean().backward()
 
@@ -103,7 +116,7 @@ class Updates:
             estimates = self.f(transition.state, self.hierarchy.labels[index])
             losses = ((estimates - transition.target) ** 2).flatten(1).sum(1)
         else:
-            losses = f_loss(self.hierarchy, self.phi, self.log_gamma, self.f, start, pairs, normal)
+            losses = f_loss(self.hierarchy, self.phi, self.log_gamma, self.f, start, self._on_both_sides(pairs), normal)
         losses.mean().backward()
 
     def measure(self, updates: Sequence[Callable[[int], None]], n_repeats: int) -> list[tuple[float, float]]:

@@ -15,6 +15,18 @@ class LaunchOptions:
     n_gpus_per_node: int = option(
         0, "ranks on each node; 0 is one for each GPU, or a single CPU rank", minimum=0, effect=PLACE
     )
+    ranks_per_gpu: int = option(
+        1, "ranks that share each GPU, over gloo and not NCCL: to try many ranks on one GPU, not to be fast", minimum=1,
+        effect=PLACE,
+    )  # fmt: skip
+    deterministic: bool = option(
+        False, "only GPU algorithms that give the same bits each time; slower, and refused where there is none",
+        effect=PLACE,
+    )  # fmt: skip
+    cudnn_benchmark: bool = option(
+        False, "let cuDNN time its algorithms and take the fastest, another one perhaps after a resume (not with "
+        "deterministic)", effect=PLACE,
+    )  # fmt: skip
     n_nodes: int = option(
         0, "number of nodes; 0 is what mpirun, srun or torchrun started, else one", minimum=0, effect=PLACE, once=True
     )

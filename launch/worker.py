@@ -25,6 +25,9 @@ from util.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USAGE, 
 from util.lock import Lock, held
 from util.stop import StopRequest
 
+DETERMINISTIC_CUBLAS = ":4096:8"
+"""A workspace with which cuBLAS gives the same bits each time (its documentation, "Results reproducibility")."""
+
 Mode = Callable[[Distributed, StopRequest], None]
 
 
@@ -40,7 +43,8 @@ def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode, lock: Lock | 
     live_with_agent(options.rank_timeout)
     stop = StopRequest()
     try:
-        device = choose_device(options.device, place)
+        settle_arithmetic(options)
+        device = choose_device(options.device, place, options.ranks_per_gpu)
         distributed = join_group(
             place.rank,
             place.local_rank,
@@ -48,6 +52,7 @@ def run_rank(options: LaunchOptions, place: RankPlace, mode: Mode, lock: Lock | 
             device,
             options.collective_timeout,
             _store(options, place),
+            shares_device=options.ranks_per_gpu > 1,
         )
         with _holding(lock, distributed, options):
             mode(distributed, stop)
@@ -75,8 +80,18 @@ def _holding(lock: Lock | None, distributed: Distributed, options: LaunchOptions
         yield
 
 
-def choose_device(wanted: str, place: RankPlace) -> torch.device:
-    """The device of a rank.
+def settle_arithmetic(options: LaunchOptions) -> None:
+    """Which algorithms this process may compute with; before it first uses a GPU."""
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_CUBLAS)
+        torch.use_deterministic_algorithms(True)
+    # Training may have TF32 (--tf32); PyTorch's default has it in convolutions everywhere.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark and not options.deterministic
+
+
+def choose_device(wanted: str, place: RankPlace, ranks_per_gpu: int = 1) -> torch.device:
+    """The device of a rank: consecutive ranks of a node share one where there are several for each GPU.
 
     Raises:
         UsageError: GPUs are wanted but there are too few of them.
@@ -90,12 +105,14 @@ def choose_device(wanted: str, place: RankPlace) -> torch.device:
         # The scheduler gave each task its own GPU, which is the only one that the task sees.
         torch.cuda.set_device(0)
         return torch.device("cuda", 0)
-    if place.local_world_size > n_devices:
+    if place.local_world_size > ranks_per_gpu * n_devices:
         raise UsageError(
-            f"{place.local_world_size} ranks on this node but only {n_devices} GPUs; lower --n_gpus_per_node"
+            f"{place.local_world_size} ranks on this node but only {n_devices} GPUs; lower --n_gpus_per_node, or let "
+            "ranks share GPUs with --ranks_per_gpu, which is for trials"
         )
-    torch.cuda.set_device(place.local_rank)
-    return torch.device("cuda", place.local_rank)
+    index = place.local_rank // ranks_per_gpu
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _store(options: LaunchOptions, place: RankPlace) -> dist.Store | None:

@@ -245,8 +245,25 @@ def batch_indices(seed, step, global_batch_size, length, *, published_behaviour=
     return order.batch_indices(seed, step, global_batch_size, length, one_order=published_behaviour)
 
 
-def phi_loss(hierarchy_of, phi, log_gamma, f, teacher, *others):
-    return hierarchy.phi_loss(hierarchy_of, hierarchy.Networks(phi, f, teacher), log_gamma, *others)
+def _depths(on_host: torch.Tensor) -> hierarchy.Depths:
+    return hierarchy.Depths(on_host, on_host)
+
+
+def roll_out(hierarchy_of, phi, log_gamma, start, depths, normal):
+    return hierarchy.roll_out(hierarchy_of, phi, log_gamma, start, _depths(depths), normal)
+
+
+def states_at(hierarchy_of, phi, log_gamma, start, depths, normal):
+    return hierarchy.states_at(hierarchy_of, phi, log_gamma, start, _depths(depths), normal)
+
+
+def phi_loss(hierarchy_of, phi, log_gamma, f, teacher, start, depths, *others):
+    networks = hierarchy.Networks(phi, f, teacher)
+    return hierarchy.phi_loss(hierarchy_of, networks, log_gamma, start, _depths(depths), *others)
+
+
+def f_loss(hierarchy_of, phi, log_gamma, f, start, depths, normal):
+    return hierarchy.f_loss(hierarchy_of, phi, log_gamma, f, start, _depths(depths), normal)
 
 
 def diffusion_terms(*arguments, importance, probe=None, second_order_weight=0.0):
@@ -276,4 +293,4 @@ def training_batches(dataset, **given):
 
 
 def positions_without_data(**given):
-    return no_data.positions_without_data(_share(given))
+    return no_data.positions_without_data(_share(given), torch.device("cpu"))

@@ -18,6 +18,7 @@ from trainers.method import Method
 from trainers.options import OptimizationOptions, TrainingOptions
 from trainers.snapshot_interval import SnapshotInterval
 from trainers.step import TrainingStep
+from trainers.update import float32_arithmetic
 from util.config import Config
 from util.data.loader import MicroBatch
 from util.distributed import Distributed
@@ -101,7 +102,8 @@ class Training:
                 micro_batches = next(self.batches)
                 torch.manual_seed(self._dropout_seed(state.step))
                 agreement.begin(self.interval is not None and self.interval.due())
-                metrics = take_step(micro_batches)
+                with float32_arithmetic(self.config[OptimizationOptions].tf32):
+                    metrics = take_step(micro_batches)
                 self._recent.append((state.step, micro_batches))
                 stopped, failed, wanted = agreement.end(state.step, self._guarded(metrics))
                 if failed:

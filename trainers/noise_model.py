@@ -25,7 +25,7 @@ def sample_by(
     Args:
         sampler: "ddim" or "ancestral".
         predict_noise: the network.
-        schedule: the labels to visit.
+        schedule: the labels to visit, on the CPU.
         normal: gives the next standard normals (B, C, H, W); the first are the start.
         options: noise of the steps, and clipping.
         on_step: told of every step; what it raises ends the sampling.

@@ -62,6 +62,10 @@ class OptimizationOptions:
     gradient_compression: str = training_option(
         "none", "how gradients travel between ranks: as they are, or rounded to bfloat16", choices=("none", "bf16")
     )
+    tf32: bool = training_option(
+        False, "TF32 in matrix products and convolutions of training on a GPU: 10 bits of mantissa; evaluations are in "
+        "float32"
+    )  # fmt: skip
     compile: bool = option(False, "compile the network with torch.compile", effect=PLACE)
 
 

@@ -247,7 +247,7 @@ def _batches(
     n_pieces = n_micro_batches(training, world_size)
     share = Share(first_step, training.total_batch_size, distributed.rank, world_size, n_pieces)
     if not find_system(run.system).learns_from_data:
-        return positions_without_data(share)
+        return positions_without_data(share, distributed.device)
     return training_batches(
         dataset,
         share,

@@ -110,6 +110,22 @@ def compiled(network: nn.Module, options: OptimizationOptions) -> Callable[..., 
     return torch.compile(network) if options.compile else network
 
 
+@contextmanager
+def float32_arithmetic(tf32: bool) -> Iterator[None]:
+    """Within, what a GPU makes of float32 in matrix products and convolutions: TF32, or float32 itself."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_float32_arithmetic("high" if tf32 else "highest", tf32)
+    try:
+        yield
+    finally:
+        _set_float32_arithmetic(*before)
+
+
+def _set_float32_arithmetic(products: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def with_autocast(
     network: Callable[..., torch.Tensor], device: torch.device, options: OptimizationOptions, enabled: bool
 ) -> Callable[..., torch.Tensor]:

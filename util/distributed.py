@@ -103,15 +103,18 @@ def join_group(
     device: torch.device,
     timeout_seconds: float,
     store: dist.Store | None = None,
+    *,
+    shares_device: bool = False,
 ) -> Distributed:
     """Join the process group that meets at ``store``, or that the environment names (torchrun).
 
-    NCCL where the device is a GPU, gloo otherwise, and a gloo group for control messages.
+    NCCL where the device is a GPU that no other rank has, gloo otherwise, and a gloo group for control messages.
     """
     if world_size == 1:
         return Distributed(device=device)
     timeout = timedelta(seconds=timeout_seconds)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # NCCL refuses two ranks on one device.
+    backend = "nccl" if device.type == "cuda" and not shares_device else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else dist.group.WORLD
     return Distributed(rank, local_rank, world_size, device, control)

@@ -18,6 +18,11 @@ def _matrix(xx: torch.Tensor, xv: torch.Tensor, vx: torch.Tensor, vv: torch.Tens
     return torch.stack([torch.stack([xx, xv], dim=-1), torch.stack([vx, vv], dim=-1)], dim=-2)
 
 
+def _decoupled(matrix: torch.Tensor) -> torch.Tensor:
+    """With the other sign off the diagonal."""
+    return 2 * torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1)) - matrix
+
+
 @dataclass(frozen=True)
 class CriticallyDampedLangevin:
     """dx = beta v / M dt, dv = -beta (x + Gamma v / M) dt + sqrt(2 Gamma beta) dw with Gamma = 2 sqrt(M).
@@ -121,9 +126,8 @@ class CriticallyDampedLangevin:
             float64 (B, 2 C, ...).
         """
         integral = self.schedule.integral(1 - tau_start, 1 - tau_end)
-        sign = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64, device=u.device)
         factor = self._covariance_factor(integral, 0.0, 0.0, added=0.0)
-        return apply(sign * self._transition(integral), u) + apply(sign * factor, noise)
+        return apply(_decoupled(self._transition(integral)), u) + apply(_decoupled(factor), noise)
 
     def _transition(self, integral: torch.Tensor) -> torch.Tensor:
         """exp of the drift matrix accumulated over an integral of beta (Appendix B)."""

@@ -90,16 +90,23 @@ class ImportanceTimes:
         # The integrand over ln t is t times that over t.
         integrand = t * loss_multiplier(process, t) * noise_multiplier(process, t) ** 2
         pieces = (integrand[1:] + integrand[:-1]) / 2 * grid.diff()
-        self.log_times = grid
-        self.cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)])
-        self.normaliser = self.cumulative[-1].item() / (1 - loss_eps)
+        cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)])
+        self.normaliser = cumulative[-1].item() / (1 - loss_eps)
         """Z of the objective that is a mean over uniform times in [loss_eps, 1]."""
+        self._tables = {cumulative.device: (cumulative, grid)}
 
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Times float64 (B,) from uniform numbers in [0, 1)."""
-        cumulative, log_times = self.cumulative.to(uniform.device), self.log_times.to(uniform.device)
+        cumulative, log_times = self._on(uniform.device)
         wanted = uniform.double() * cumulative[-1]
         index = (torch.searchsorted(cumulative, wanted, right=True) - 1).clamp(0, N_INTERVALS - 1)
         below, above = cumulative[index], cumulative[index + 1]
         fraction = (wanted - below) / (above - below)
         return torch.lerp(log_times[index], log_times[index + 1], fraction).exp()
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integral of the density up to each time of the grid and the times' logarithms, sent once to a device."""
+        if device not in self._tables:
+            cumulative, log_times = next(iter(self._tables.values()))
+            self._tables[device] = cumulative.to(device), log_times.to(device)
+        return self._tables[device]

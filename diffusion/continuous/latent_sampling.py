@@ -131,13 +131,14 @@ def denoised_predictor_corrector(
     """
     x = mean = state.double()
     n_steps = len(settings.snrs)
-    times = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64, device=x.device)
-    for (time, next_time), snr in zip(pairwise(times), settings.snrs, strict=False):
-        t, end = time.expand(len(x)), next_time.expand(len(x))
+    on_host = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64)
+    times = on_host.to(x.device)
+    for time, (start, following), snr in zip(on_host.tolist(), pairwise(times), settings.snrs, strict=False):
+        t, end = start.expand(len(x)), following.expand(len(x))
         x, _ = langevin(process, score, x, t, [normal()], LangevinSize(n_steps, snr, settings.batch_step_sizes))
         x, mean = reverse_step(process, score, x, t, end, normal())
         if on_step is not None:
-            on_step(time.item(), mean)
+            on_step(time, mean)
     t = times[-1].expand(len(x))
     x = denoising_step(process, score, mean, t, torch.full_like(t, settings.denoise_time))
     if on_step is not None:

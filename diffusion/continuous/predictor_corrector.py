@@ -232,9 +232,9 @@ def predictor_corrector(
     n_steps, snr = settings.n_steps, settings.snr
     snrs = [snr] * n_steps if isinstance(snr, (int, float)) else list(snr)
     x = mean = state.double()
-    times = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64, device=x.device)
-    for time, ratio in zip(times, snrs, strict=True):
-        t = time.expand(len(x))
+    times = torch.linspace(1, settings.sampling_eps, n_steps, dtype=torch.float64)
+    for time, on_device, ratio in zip(times.tolist(), times.to(x.device), snrs, strict=True):
+        t = on_device.expand(len(x))
         if correct is not None:
             noises = [normal() for _ in range(settings.n_corrector_steps)]
             x, _ = correct(process, score, x, t, noises, LangevinSize(n_steps, ratio, settings.batch_step_sizes))
@@ -242,5 +242,5 @@ def predictor_corrector(
         if predict is not None:
             x, mean = predict(process, score, x, t, normal(), n_steps)
         if on_step is not None:
-            on_step(time.item(), mean)
+            on_step(time, mean)
     return mean if settings.denoise else x, settings.n_evaluations

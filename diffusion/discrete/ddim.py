@@ -34,7 +34,7 @@ def ancestral_sampling(
 
     Args:
         predict_noise: the network.
-        schedule: the labels to visit; ``DiscreteSchedule.subset`` of the whole.
+        schedule: the labels to visit, on the CPU; ``DiscreteSchedule.subset`` of the whole.
         state: (B, C, H, W).
         normal: called once for each step but the last.
         variance: "fixed-small" or "fixed-large".
@@ -45,6 +45,7 @@ def ancestral_sampling(
         float64 (B, C, H, W) and the number of network evaluations.
     """
     deviations = reverse_variances(schedule, variance).sqrt().tolist()
+    schedule = schedule.to(state.device)
 
     def step(state: torch.Tensor, position: int, data: torch.Tensor) -> torch.Tensor:
         mean = posterior_mean(schedule, data, state, _everywhere(position, state))
@@ -76,6 +77,7 @@ def ddim(
     """
     before, one_minus_before = schedule.alphas_bar_before.tolist(), schedule.one_minus_alphas_bar_before.tolist()
     new_variances = (eta**2 * schedule.posterior_variances).tolist()
+    schedule = schedule.to(state.device)
 
     def step(state: torch.Tensor, position: int, data: torch.Tensor) -> torch.Tensor:
         if position == 0:

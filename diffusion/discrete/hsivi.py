@@ -141,8 +141,34 @@ def apply_layer(
     return Transition(prediction, clean, mean, gamma, noise, mean + deviation * noise)
 
 
+@dataclass(frozen=True)
+class Depths:
+    """How many layers samples pass, known on both sides: the host plans the batches of the layers by it while the
+    device picks their samples, and neither waits for the other.
+
+    Attributes:
+        on_device: int64 (B,), or (B, K) for K states of each sample's chain, 0 to N - 1.
+        on_host: the same on the CPU.
+    """
+
+    on_device: torch.Tensor
+    on_host: torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.on_host.shape
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Depths:
+        """A function of them on both sides."""
+        return Depths(function(self.on_device), function(self.on_host))
+
+    def of_pair(self, index: int) -> Depths:
+        """(B,) of (B, K)."""
+        return self.map(lambda depths: depths[:, index])
+
+
 def roll_out(
-    hierarchy: Hierarchy, phi: Network, log_gamma: Tensor, start: Tensor, depths: Tensor, normal: Normal
+    hierarchy: Hierarchy, phi: Network, log_gamma: Tensor, start: Tensor, depths: Depths, normal: Normal
 ) -> Iterator[tuple[int, torch.Tensor, Transition]]:
     """Carry each sample from noise through as many layers as it needs, without gradients.
 
@@ -151,34 +177,33 @@ def roll_out(
 
     Args:
         start: x_{N-1}, (B, C, H, W).
-        depths: int64 (B,) on the CPU, so that no device has to be waited for: layers that each sample passes, 0 to
-            N - 1.
+        depths: (B,), layers that each sample passes, 0 to N - 1.
         normal: called once for each layer, for the whole batch.
 
     Yields:
-        Number of layers passed, 1, 2, ...; rows int64 (A,) of ``start`` that passed this one, on the CPU; and what came
-        of them, in the order of the rows.
+        Number of layers passed, 1, 2, ...; rows int64 (A,) of ``start`` that passed this one; and what came of them,
+        in the order of the rows.
     """
-    order = depths.argsort(descending=True, stable=True)
-    counts = [int((depths > passed).sum()) for passed in range(int(depths.max()))]
-    places = order.to(start.device)
-    state = start[places]
+    planned = depths.on_host
+    counts = [int((planned > passed).sum()) for passed in range(int(planned.max()))]
+    order = depths.on_device.argsort(descending=True, stable=True)
+    state = start[order]
     for passed, n_active in enumerate(counts, start=1):
         index = torch.full((n_active,), hierarchy.n_layers - passed, device=start.device)
         with torch.no_grad():
-            noise = normal()[places[:n_active]]
+            noise = normal()[order[:n_active]]
             transition = apply_layer(hierarchy, phi, log_gamma, state[:n_active], index, noise)
         state = transition.state
         yield passed, order[:n_active], transition
 
 
 def states_at(
-    hierarchy: Hierarchy, phi: Network, log_gamma: Tensor, start: Tensor, depths: Tensor, normal: Normal
+    hierarchy: Hierarchy, phi: Network, log_gamma: Tensor, start: Tensor, depths: Depths, normal: Normal
 ) -> torch.Tensor:
     """The states (B, C, H, W) of samples that passed ``depths`` layers; arguments as ``roll_out``."""
     states = start.clone()
     for _, rows, transition in roll_out(hierarchy, phi, log_gamma, start, depths, normal):
-        states[rows.to(states.device)] = transition.state
+        states[rows] = transition.state
     return states
 
 
@@ -199,7 +224,7 @@ def phi_loss(
     networks: Networks,
     log_gamma: torch.Tensor,
     start: torch.Tensor,
-    depths: torch.Tensor,
+    depths: Depths,
     layer_noise: torch.Tensor,
     normal: Normal,
 ) -> torch.Tensor:
@@ -211,14 +236,14 @@ def phi_loss(
 
     Args:
         start: x_{N-1}, standard normal (B, C, H, W).
-        depths: int64 (B,) on the CPU: the last of so many layers, 1 to N - 1, is the one that is trained. Only it is
-            evaluated with gradients, and only once.
+        depths: (B,): the last of so many layers, 1 to N - 1, is the one that is trained. Only it is evaluated with
+            gradients, and only once.
         layer_noise: of the trained layer, shape of ``start``.
         normal: of the layers before, as ``roll_out``.
     """
     phi, f, teacher = networks
-    state = states_at(hierarchy, phi, log_gamma, start, depths - 1, normal)
-    index = (hierarchy.n_layers - depths).to(start.device)
+    state = states_at(hierarchy, phi, log_gamma, start, depths.map(lambda n: n - 1), normal)
+    index = hierarchy.n_layers - depths.on_device
     transition = apply_layer(hierarchy, phi, log_gamma, state, index, layer_noise)
     labels = hierarchy.labels[index]
     wanted = teacher(transition.state, labels).to(state.dtype)
@@ -233,7 +258,7 @@ def f_loss(
     log_gamma: torch.Tensor,
     f: Network,
     start: torch.Tensor,
-    depths: torch.Tensor,
+    depths: Depths,
     normal: Normal,
 ) -> torch.Tensor:
     """What f minimises: sigma_i^2 |f(x_i) - target|^2, float64 (B,), whose minimiser is the score of the layers' x_i.
@@ -242,21 +267,28 @@ def f_loss(
 
     Args:
         start: x_{N-1}, standard normal (B, C, H, W).
-        depths: int64 (B, K) on the CPU, the K different transitions of each sample's chain, 1 to N - 1. The loss is
-            their mean.
+        depths: (B, K), the K different transitions of each sample's chain, 1 to N - 1. The loss is their mean.
         normal: as ``roll_out``.
     """
     n_samples, n_pairs = depths.shape
-    states = start.new_empty(n_samples, n_pairs, *start.shape[1:])
+    states = start.new_empty(n_samples * n_pairs, *start.shape[1:])
     targets = torch.empty_like(states)
-    for passed, rows, transition in roll_out(hierarchy, phi, log_gamma, start, depths.amax(1), normal):
-        among_rows, pair = (depths[rows] == passed).nonzero(as_tuple=True)
-        place = rows[among_rows].to(start.device), pair.to(start.device)
-        states[place] = transition.state[among_rows.to(start.device)]
-        targets[place] = transition.target[among_rows.to(start.device)]
-    index = (hierarchy.n_layers - depths).flatten().to(start.device)
-    estimates = f(states.flatten(0, 1), hierarchy.labels[index]).to(start.dtype)
-    losses = _weighted_sum((estimates - targets.flatten(0, 1)) ** 2, hierarchy.sigma[index])
+    # Pairs by their depth: the host knows how many have each, the device which.
+    n_of_depth = depths.on_host.flatten().bincount(minlength=hierarchy.n_layers + 1).tolist()
+    pairs_of_depth = depths.on_device.flatten().argsort(stable=True).split(n_of_depth)
+    place = torch.empty(0)
+    for passed, rows, transition in roll_out(
+        hierarchy, phi, log_gamma, start, depths.map(lambda n: n.amax(1)), normal
+    ):
+        if passed == 1:
+            place = rows.argsort()  # of each sample among the rows, of which later ones are the first
+        pairs = pairs_of_depth[passed]
+        among_rows = place[pairs // n_pairs]
+        states[pairs] = transition.state[among_rows]
+        targets[pairs] = transition.target[among_rows]
+    index = (hierarchy.n_layers - depths.on_device).flatten()
+    estimates = f(states, hierarchy.labels[index]).to(start.dtype)
+    losses = _weighted_sum((estimates - targets) ** 2, hierarchy.sigma[index])
     return losses.reshape(n_samples, n_pairs).mean(1)
 
 

@@ -171,18 +171,19 @@ def uniform_gammas(schedule: LogSnrSchedule, t: torch.Tensor) -> torch.Tensor:
 
 def importance_gammas(schedule: LogSnrSchedule, t: torch.Tensor) -> torch.Tensor:
     """gamma of density alpha^2 / Z from uniform numbers t in [0, 1), float64 (arXiv 2305.03935, Section 4.2)."""
-    start, end = _remaining_weights_at_ends(schedule, t.device)
+    start, end = _remaining_weights_at_ends(schedule)
     return schedule.gamma_of_remaining_weight((1 - t.double()) * start + t.double() * end)
 
 
 def importance_normaliser(schedule: LogSnrSchedule) -> float:
     """Z, the integral of alpha^2 over [gamma_min, gamma_max]."""
-    start, end = _remaining_weights_at_ends(schedule, torch.device("cpu"))
+    start, end = _remaining_weights_at_ends(schedule)
     return (start - end).item()
 
 
-def _remaining_weights_at_ends(schedule: LogSnrSchedule, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    ends = torch.tensor([schedule.gamma_min, schedule.gamma_max], dtype=torch.float64, device=device)
+def _remaining_weights_at_ends(schedule: LogSnrSchedule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scalars on the CPU, from where any device takes them without a transfer."""
+    ends = torch.tensor([schedule.gamma_min, schedule.gamma_max], dtype=torch.float64)
     start, end = schedule.remaining_weight(ends)
     return start, end
 

@@ -102,7 +102,7 @@ def number(environment: Mapping[str, str], name: str, advice: str) -> int:
 
 def ranks_of_node(options: LaunchOptions) -> int:
     """How many ranks an agent starts that is the only one of its node."""
-    return options.n_gpus_per_node or count_devices(options.device)
+    return options.n_gpus_per_node or options.ranks_per_gpu * count_devices(options.device)
 
 
 def count_devices(device: str) -> int:

@@ -9,15 +9,12 @@ from torch import nn
 from diffusion.discrete.hsivi import (
     Hierarchy,
     apply_layer,
-    f_loss,
     make_hierarchy,
-    roll_out,
     sampling_layers,
-    states_at,
 )
 from diffusion.discrete.schedule import choose_labels
 from tests.golden.hsivi_setup import StandIn
-from tests.spelling import make_schedule, mirror, phi_loss
+from tests.spelling import f_loss, make_schedule, mirror, phi_loss, roll_out, states_at
 from util.errors import UsageError
 from util.noise import Noise
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.discrete.hsivi import f_loss, roll_out, states_at
 from tests.golden.hsivi_setup import StandIn, close, recorded_hierarchy
 from tests.golden.vectors import load
-from tests.spelling import mirror, phi_loss
+from tests.spelling import f_loss, mirror, phi_loss, roll_out, states_at
 
 ARRAYS = load("hsivi", "losses")
 CASES = sorted({key.split("/")[0] for key in ARRAYS if key.startswith("case")})

@@ -66,11 +66,12 @@ class NoisePrediction(OneNetwork):
         data, discrete, optimization = config[DataOptions], config[DdpmOptions], config[OptimizationOptions]
         self.data_shape = (data.image_channels, data.image_size, data.image_size)
         self.scale = PixelScale(centered=True)
-        self.schedule = make_schedule(
+        self._schedule_on_host = make_schedule(
             discrete.noise_schedule,
             discrete.diffusion_steps,
             single_precision=behaviour(config[RunOptions].published_behaviour).single_precision,
-        ).to(self.device)
+        )
+        self.schedule = self._schedule_on_host.to(self.device)
         self.network = make_noise_network(config, self.device)
         self.updater = make_updater(self.network, optimization, config[DdpmOptions].learning_rate)
         self.updaters = {"noise": self.updater}
@@ -114,7 +115,7 @@ class NoisePrediction(OneNetwork):
 
     def _draw(self, noise: Noise, on_step: OnLabel | None = None) -> tuple[torch.Tensor, int]:
         options = self.config[DdpmOptions]
-        labels = choose_labels(options.skip_type, options.n_discrete_steps, len(self.schedule)).to(self.device)
+        labels = choose_labels(options.skip_type, options.n_discrete_steps, len(self.schedule))
 
         def heeding(step: int, state: torch.Tensor, data: torch.Tensor) -> None:
             self.heed()
@@ -123,7 +124,7 @@ class NoisePrediction(OneNetwork):
 
         with self.updater.averaged():
             return sample_by(
-                options.sampling_method, self.precisions.sampling, self.schedule.subset(labels),
+                options.sampling_method, self.precisions.sampling, self._schedule_on_host.subset(labels),
                 lambda: noise.normal(*self.data_shape), options, heeding,
             )  # fmt: skip
 

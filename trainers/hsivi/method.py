@@ -15,6 +15,7 @@ from torch import nn
 
 from diffusion.bits import PixelScale
 from diffusion.discrete.hsivi import (
+    Depths,
     Hierarchy,
     Network,
     Networks,
@@ -244,24 +245,30 @@ class HierarchicalMatching:
                     f"set --{flag} {str(given).lower()}"
                 )
 
-    def _depths(self, purpose: str, positions: torch.Tensor, n_pairs: int) -> torch.Tensor:
-        """How many layers the samples pass to each of their pairs, int64 (B, n_pairs) on the CPU."""
+    def _depths(self, purpose: str, batch: MicroBatch, n_pairs: int) -> Depths:
+        """How many layers the samples pass to each of their pairs, (B, n_pairs): drawn on the device and on the host,
+        which both know the positions that they follow from."""
         run, n_layers = self.config[RunOptions], self.hierarchy.n_layers
         total = self.config[TrainingOptions].total_batch_size
-        positions = positions.cpu()
-        places = positions % total
-        source, mirrored = mirror(places, total, self.behaviour.by_halves)
-        noise = Noise(run.seed, f"{purpose} depth {run.cont_nbr}", positions - places + source, self.state.step)
-        if n_pairs == 1:
-            drawn = noise.integers(n_layers, 1) + 1
-        else:
-            drawn = noise.uniform(n_layers).argsort(dim=1)[:, :n_pairs] + 1
-        return torch.where(mirrored[:, None], n_layers + 1 - drawn, drawn)
+
+        def draw(positions: torch.Tensor) -> torch.Tensor:
+            places = positions % total
+            source, mirrored = mirror(places, total, self.behaviour.by_halves)
+            key = f"{purpose} depth {run.cont_nbr}"
+            noise = Noise(run.seed, key, positions - places + source, self.state.step, positions.device)
+            if n_pairs == 1:
+                drawn = noise.integers(n_layers, 1) + 1
+            else:
+                # Stable, so that equal numbers are in one order everywhere.
+                drawn = noise.uniform(n_layers).argsort(dim=1, stable=True)[:, :n_pairs] + 1
+            return torch.where(mirrored[:, None], n_layers + 1 - drawn, drawn)
+
+        return Depths(draw(batch.positions), draw(batch.host_positions))
 
     def _phi_losses(self, batch: MicroBatch, noise: Noise) -> torch.Tensor:
         """The loss of the sampler phi for each chain, (B,)."""
         start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
-        depths = self._depths("phi", batch.positions, 1)[:, 0]
+        depths = self._depths("phi", batch, 1).of_pair(0)
         layer_noise = noise.normal(*self.data_shape)
         with _frozen(self.f):
             return phi_loss(self.hierarchy, self._training, self.log_gamma, start, depths, layer_noise, normal)
@@ -270,7 +277,7 @@ class HierarchicalMatching:
         """The loss of the score network f for each chain, (B,)."""
         phi, f, _ = self._training
         start, normal = noise.normal(*self.data_shape), partial(noise.normal, *self.data_shape)
-        depths = self._depths("f", batch.positions, self.config[HsiviOptions].f_pairs_per_chain)
+        depths = self._depths("f", batch, self.config[HsiviOptions].f_pairs_per_chain)
         return f_loss(self.hierarchy, phi, self.log_gamma, f, start, depths, normal)
 
     @contextlib.contextmanager
@@ -286,7 +293,8 @@ class HierarchicalMatching:
         """The phi loss of fresh chains, float64 (B,): an estimate of the distance to the teacher. Of the batch only
         the length counts."""
         assert len(batch) == len(noise)
-        depths = 1 + noise.integers(self.hierarchy.n_layers).cpu()
+        on_device = 1 + noise.integers(self.hierarchy.n_layers)
+        depths = Depths(on_device, on_device.cpu())
         start, layer_noise = noise.normal(*self.data_shape), noise.normal(*self.data_shape)
         with self._sampling_weights(), torch.no_grad():
             return phi_loss(
@@ -336,7 +344,7 @@ class HierarchicalMatching:
     def _sample_teacher(self, sampler: str, labels: torch.Tensor, noise: Noise) -> Samples:
         discrete = self.config[HsiviOptions]
         teacher = self._evaluating.teacher
-        schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps).subset(labels).to(self.device)
+        schedule = make_schedule(discrete.noise_schedule, discrete.diffusion_steps).subset(labels)
 
         def predict_noise(state: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return teacher(state, network_labels(self.config, labels)).float()

@@ -180,9 +180,9 @@ class DiffusionOde:
         return sum(terms.values(), torch.zeros_like(t))
 
     def _first_time(self) -> torch.Tensor:
-        """Where the evenly spread times of a step begin: one number for all of its samples."""
+        """Where the evenly spread times of a step begin: one number for all of its samples, on the CPU."""
         run, step = self.config[RunOptions], self.state.step
-        noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step, self.device)
+        noise = Noise(run.seed, f"train times {run.cont_nbr}", torch.zeros(1), step)
         return noise.uniform(dtype=torch.float64)[0]
 
     def _evaluated_terms(

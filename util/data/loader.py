@@ -33,18 +33,56 @@ class MicroBatch:
         positions: int64 (B,), on the rank's device: where each sample stands in the run's endless stream of
             samples, k times the total batch size plus its place in global batch k. No two samples of a run
             share one, so it can key their noise.
+        host_positions: the same on the CPU, for what is planned there; taken from the device where it is not given.
     """
 
     data: torch.Tensor
     positions: torch.Tensor
+    host_positions: torch.Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.host_positions is None:
+            object.__setattr__(self, "host_positions", self.positions.cpu())
+
+
+class Sender:
+    """Sends micro-batches to a GPU while it computes, from pinned memory and on a stream of their own.
+
+    Args:
+        device: where they go; on the CPU they are where they should be.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, read: list[tuple[torch.Tensor, torch.Tensor]]) -> list[MicroBatch]:
+        """On their way: from data and positions of each micro-batch."""
+        with torch.cuda.stream(self._stream):
+            return [MicroBatch(self._sent(data), self._sent(positions), positions) for data, positions in read]
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._stream is not None and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def arrived(self, batch: list[MicroBatch]) -> list[MicroBatch]:
+        """The same, for what the device is told from now on: it waits for them, the host does not."""
+        if self._stream is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(self._stream)
+            for piece in batch:
+                piece.data.record_stream(computing)
+                piece.positions.record_stream(computing)
+        return batch
 
 
 class _MicroBatchReader:
     """Reads the samples at given positions. A UsageError is returned as its message, because worker processes
     would wrap it in a traceback."""
 
-    def __init__(self, dataset: Dataset, seed: int, random_flip: bool) -> None:
-        self.dataset, self.seed, self.random_flip = dataset, seed, random_flip
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
 
     def __getitem__(self, place: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor] | str:
         positions, indices = place
@@ -52,11 +90,14 @@ class _MicroBatchReader:
             data = self.dataset.read(indices)
         except UsageError as error:
             return str(error)
-        keys = torch.from_numpy(positions)
-        if self.random_flip:
-            flipped = Noise(self.seed, "random flip", keys).uniform() < 0.5
-            data = torch.where(flipped[:, None, None, None], data.flip(-1), data)
-        return data, keys
+        return data, torch.from_numpy(positions)
+
+
+def _flipped(seed: int, batch: MicroBatch) -> MicroBatch:
+    """Each image mirrored left to right with probability 1/2, drawn by its position."""
+    mirrored = Noise(seed, "random flip", batch.positions, device=batch.positions.device).uniform() < 0.5
+    data = torch.where(mirrored[:, None, None, None], batch.data.flip(-1), batch.data)
+    return MicroBatch(data, batch.positions, batch.host_positions)
 
 
 def _start_worker(_: int, parent: int) -> None:
@@ -107,6 +148,17 @@ def _next_from_workers(source: Iterator[Any]) -> Any:
     if isinstance(batch, HandOverFailure):
         raise RunFailed(batch)
     return batch
+
+
+def _read_step(source: Iterator[Any], share: Share, by_workers: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Data and positions of each micro-batch of the next step."""
+    found = []
+    for _ in range(share.n_micro_batches):
+        read = _next_from_workers(source) if by_workers else next(source)
+        if isinstance(read, str):
+            raise UsageError(read)
+        found.append(read)
+    return found
 
 
 @dataclass(frozen=True)
@@ -167,7 +219,7 @@ def training_batches(
         seed: the run's seed.
         n_workers: processes that read ahead; 0 reads in this one.
         device: where batches are put.
-        random_flip: mirror each image left to right with probability 1/2, drawn by (seed, position).
+        random_flip: mirror each image left to right with probability 1/2, drawn by (seed, position), on the device.
         one_order: see ``util.data.order.batch_indices``.
 
     Raises:
@@ -183,7 +235,7 @@ def training_batches(
             for positions in share.positions(step):
                 yield positions, indices[positions - step * share.total_batch_size]
 
-    reader = _MicroBatchReader(dataset, seed, random_flip)
+    reader = _MicroBatchReader(dataset)
 
     def batches() -> Generator[list[MicroBatch], None, None]:
         source: Iterator[Any] = (
@@ -191,15 +243,15 @@ def training_batches(
             if n_workers > 0
             else map(reader.__getitem__, places())
         )
+        sender = Sender(device)
+        following = None
         try:
             while True:
-                batch = []
-                for _ in range(share.n_micro_batches):
-                    read = _next_from_workers(source) if n_workers > 0 else next(source)
-                    if isinstance(read, str):
-                        raise UsageError(read)
-                    batch.append(MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in read)))
-                yield batch
+                batch = sender.arrived(following or sender.begin(_read_step(source, share, n_workers > 0)))
+                # A GPU is sent the next batch while it computes with this one.
+                is_ahead = device.type != "cpu"
+                following = sender.begin(_read_step(source, share, n_workers > 0)) if is_ahead else None
+                yield [_flipped(seed, piece) for piece in batch] if random_flip else batch
         finally:
             # The last reference to the workers, which end with it.
             del source

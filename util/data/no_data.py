@@ -8,7 +8,7 @@ from collections.abc import Generator
 import numpy as np
 import torch
 
-from util.data.loader import MicroBatch, Share
+from util.data.loader import MicroBatch, Sender, Share
 
 
 class NoData:
@@ -25,11 +25,10 @@ class NoData:
         return torch.zeros((len(indices), *self.shape), dtype=torch.uint8)
 
 
-def positions_without_data(share: Share) -> Generator[list[MicroBatch], None, None]:
-    """This rank's share of each global batch, as ``util.data.loader.training_batches`` cuts it, without any data.
-
-    ``data`` is empty, and positions stay on the CPU: what is decided with them need not wait for a device.
-    """
+def positions_without_data(share: Share, device: torch.device) -> Generator[list[MicroBatch], None, None]:
+    """This rank's share of each global batch, as ``util.data.loader.training_batches`` cuts it, without any data:
+    ``data`` is empty."""
+    send = Sender(device)
     for step in itertools.count(share.first_step):
         pieces = [torch.from_numpy(positions) for positions in share.positions(step)]
-        yield [MicroBatch(torch.empty(len(positions), 0), positions) for positions in pieces]
+        yield send.arrived(send.begin([(torch.empty(len(positions), 0), positions) for positions in pieces]))
