@@ -292,5 +292,5 @@ def training_batches(dataset, **given):
     return loader.training_batches(dataset, share, **given)
 
 
-def positions_without_data(**given):
-    return no_data.positions_without_data(_share(given), torch.device("cpu"))
+def positions_without_data(device=None, **given):
+    return no_data.positions_without_data(_share(given), device or torch.device("cpu"))

@@ -82,9 +82,10 @@ class ImportanceTimes:
     Args:
         process: forward process.
         loss_eps: smallest time.
+        device: where times are drawn, and the tables are.
     """
 
-    def __init__(self, process: Process, loss_eps: float) -> None:
+    def __init__(self, process: Process, loss_eps: float, device: torch.device | str = "cpu") -> None:
         grid = torch.linspace(torch.tensor(loss_eps).log().item(), 0.0, N_INTERVALS + 1, dtype=torch.float64)
         t = grid.exp()
         # The integrand over ln t is t times that over t.
@@ -93,20 +94,13 @@ class ImportanceTimes:
         cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)])
         self.normaliser = cumulative[-1].item() / (1 - loss_eps)
         """Z of the objective that is a mean over uniform times in [loss_eps, 1]."""
-        self._tables = {cumulative.device: (cumulative, grid)}
+        self.cumulative, self.log_times = cumulative.to(device), grid.to(device)
 
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Times float64 (B,) from uniform numbers in [0, 1)."""
-        cumulative, log_times = self._on(uniform.device)
+        cumulative, log_times = self.cumulative, self.log_times
         wanted = uniform.double() * cumulative[-1]
         index = (torch.searchsorted(cumulative, wanted, right=True) - 1).clamp(0, N_INTERVALS - 1)
         below, above = cumulative[index], cumulative[index + 1]
         fraction = (wanted - below) / (above - below)
         return torch.lerp(log_times[index], log_times[index + 1], fraction).exp()
-
-    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The integral of the density up to each time of the grid and the times' logarithms, sent once to a device."""
-        if device not in self._tables:
-            cumulative, log_times = next(iter(self._tables.values()))
-            self._tables[device] = cumulative.to(device), log_times.to(device)
-        return self._tables[device]

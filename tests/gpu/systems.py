@@ -22,19 +22,23 @@ from util.run_options import RunOptions
 
 COMMON = "--total_batch_size 4 --gradient_accumulation 2 --n_warmup_iters 2 --seed 3"
 FIVE_STEPS = "--n_discrete_steps 5"
+ONE_STEP = "--likelihood_solver rk4 --likelihood_n_steps 1"
 QUICK_ODE = "--likelihood_rtol 1e-2 --likelihood_atol 1e-2"
+TWO_STEPS_OF_SAMPLING = "--sampling_solver rk4 --sampling_n_steps 2"
 SETTINGS = {
-    "cld": f"-cc configs/smoke/tiny.txt {FIVE_STEPS} {QUICK_ODE}",
-    "cld dsm": f"-cc configs/smoke/tiny.txt {FIVE_STEPS} --cld_objective dsm {QUICK_ODE}",
+    "cld": f"-cc configs/smoke/tiny.txt {FIVE_STEPS} {ONE_STEP}",
+    "cld dsm": f"-cc configs/smoke/tiny.txt --cld_objective dsm --sampling_method em {FIVE_STEPS} {ONE_STEP}",
     "cld on points": f"-cc configs/smoke/diamond.txt {FIVE_STEPS} {QUICK_ODE}",
-    "scoreflow": f"-cc configs/smoke/scoreflow_vp.txt {FIVE_STEPS} --bound_n_times 3 {QUICK_ODE}",
-    "scoreflow sub-vp": f"-cc configs/smoke/scoreflow_subvp.txt {FIVE_STEPS} --bound_n_times 3 {QUICK_ODE}",
-    "idode": f"-cc configs/smoke/idode_sp.txt {QUICK_ODE} --sampling_rtol 1e-2",
-    "idode second order": f"-cc configs/smoke/idode_vp.txt --second_order true --augmentation true {QUICK_ODE}",
-    "ddpm": f"-cc configs/smoke/ddpm.txt {FIVE_STEPS} --bound_n_labels 5",
-    "hsivi": f"-cc configs/smoke/hsivi.txt {FIVE_STEPS} --pretrained_model teacher.pth --f_learning_times 2",
-    "indm": f"-cc configs/smoke/indm_vp_nll.txt {FIVE_STEPS} {QUICK_ODE}",
-    "indm fid": f"-cc configs/smoke/indm_ve_fid.txt {FIVE_STEPS} --soft_truncation true {QUICK_ODE}",
+    "scoreflow": f"-cc configs/smoke/scoreflow_vp.txt --bound_n_times 3 {FIVE_STEPS} {ONE_STEP}",
+    "scoreflow sub-vp": f"-cc configs/smoke/scoreflow_subvp.txt --bound_n_times 3 {FIVE_STEPS} {ONE_STEP}",
+    "idode": f"-cc configs/smoke/idode_sp.txt --sampling_rtol 1e-1 --sampling_atol 1e-1 {ONE_STEP}",
+    "idode second order": "-cc configs/smoke/idode_vp.txt --second_order true --augmentation true "
+    f"{ONE_STEP} {TWO_STEPS_OF_SAMPLING}",
+    "ddpm": f"-cc configs/smoke/ddpm.txt --bound_n_labels 5 {FIVE_STEPS}",
+    "ddpm by ddim": f"-cc configs/smoke/ddpm.txt --bound_n_labels 5 --sampling_method ddim --ddim_eta 0.5 {FIVE_STEPS}",
+    "hsivi": "-cc configs/smoke/hsivi.txt --pretrained_model teacher.pth --f_learning_times 2",
+    "indm": f"-cc configs/smoke/indm_vp_nll.txt {ONE_STEP} {TWO_STEPS_OF_SAMPLING}",
+    "indm fid": f"-cc configs/smoke/indm_ve_fid.txt --soft_truncation true {FIVE_STEPS} {ONE_STEP}",
 }
 
 

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.gpu.pretended import DEVICE, host, pretended_gpu
 from tests.gpu.systems import SETTINGS, Model, data
-from trainers.idode.options import IdodeOptions
 
 N_STEPS = 2
+SAMPLED_BY_ODE = ("idode", "idode second order", "indm")
 ANSWERS_OF_AN_EVALUATION = 5
 """Transfers and waits for each right-hand side of an ODE: its time, state and derivative, and whether it is finite."""
 
@@ -89,13 +89,13 @@ def test_samplers_with_fixed_steps_send_nothing_after_the_first(trained: Trained
     found, expected, so_far = trained.both(lambda model: model.method.sample(model.noise("sample")).data)
     same(found, expected)
     assert len(so_far) >= 4
-    if IdodeOptions in trained.on_cpu.config or trained.name == "indm":
-        # Sampled by an ODE whose steps are chosen.
+    if trained.name in SAMPLED_BY_ODE:
         assert max(after - before for before, after in pairwise(so_far)) <= ANSWERS_OF_AN_EVALUATION
     else:
         assert so_far[-1] == so_far[0]
 
 
+@pytest.mark.slow
 def test_likelihoods_wait_a_fixed_number_of_times(trained: Trained) -> None:
     for name in trained.on_cpu.method.likelihoods:
 

@@ -67,7 +67,7 @@ class ScoreMatching(OneNetwork):
         self._sscs: Callable[..., tuple[torch.Tensor, int]] = partial(sscs, repeat_first_half=repeat)
         objective = config[CldOptions]
         self._importance = (
-            ImportanceTimes(self.process, objective.loss_eps) if objective.importance_sampling else None
+            ImportanceTimes(self.process, objective.loss_eps, self.device) if objective.importance_sampling else None
         )
         factor = 2 if config[CldOptions].sde == "cld" else 1
         self.network = make_score_network(config, factor * self.data_shape[0], self.data_shape[0], self.device)
