@@ -87,8 +87,9 @@ def test_validation_loss(trained: Trained) -> None:
 
 def test_samplers_with_fixed_steps_send_nothing_after_the_first(trained: Trained) -> None:
     found, expected, so_far = trained.both(lambda model: model.method.sample(model.noise("sample")).data)
-    # Samplers amplify that order.
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    # Samplers amplify that order, and Langevin steps of a network that knows nothing can overflow, on both alike.
+    largest = expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
     assert len(so_far) >= 4
     if trained.name in SAMPLED_BY_ODE:
         assert max(after - before for before, after in pairwise(so_far)) <= ANSWERS_OF_AN_EVALUATION
