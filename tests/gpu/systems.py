@@ -30,7 +30,8 @@ SETTINGS = {
     "cld dsm": f"-cc configs/smoke/tiny.txt --cld_objective dsm --sampling_method em {FIVE_STEPS} {ONE_STEP}",
     "cld on points": f"-cc configs/smoke/diamond.txt {FIVE_STEPS} {QUICK_ODE}",
     "scoreflow": f"-cc configs/smoke/scoreflow_vp.txt --corrector ald --bound_n_times 3 {FIVE_STEPS} {ONE_STEP}",
-    "scoreflow sub-vp": f"-cc configs/smoke/scoreflow_subvp.txt --corrector ald --bound_n_times 3 {FIVE_STEPS} {ONE_STEP}",
+    "scoreflow sub-vp": "-cc configs/smoke/scoreflow_subvp.txt --corrector ald --bound_n_times 3 "
+    f"{FIVE_STEPS} {ONE_STEP}",
     "idode": f"-cc configs/smoke/idode_sp.txt --sampling_rtol 1e-1 --sampling_atol 1e-1 {ONE_STEP}",
     "idode second order": "-cc configs/smoke/idode_vp.txt --second_order true --augmentation true "
     f"{ONE_STEP} {TWO_STEPS_OF_SAMPLING}",
