@@ -12,8 +12,8 @@ import torch
 from diffusion.model import Samples
 from evaluators.detectors import Detector
 from evaluators.features import draw_features
-from evaluators.frechet_distance import Statistics, compute_statistics, frechet_distance
 from evaluators.job import Job, nfe_entry
+from evaluators.metrics.frechet_distance import Statistics, compute_statistics, frechet_distance
 from evaluators.samples import draw_samples
 from evaluators.subject import Entry, Evaluation, Subject
 from util.errors import UsageError

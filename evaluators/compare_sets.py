@@ -10,9 +10,9 @@ import torch
 
 from evaluators.detectors import Detector, load_detector
 from evaluators.engine import run_chunks
-from evaluators.frechet_distance import compute_statistics
 from evaluators.image_sets import open_set, set_fingerprint
 from evaluators.job import Job
+from evaluators.metrics.frechet_distance import compute_statistics
 from evaluators.sample_metrics import FEATURES, STATISTICS, Entry, Measured, Reference, chosen_metrics
 from util.data.dataset import Dataset
 from util.distributed import Distributed

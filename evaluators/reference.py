@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from evaluators.detectors import Detector
-from evaluators.frechet_distance import compute_statistics
 from evaluators.job import Job
+from evaluators.metrics.frechet_distance import compute_statistics
 from evaluators.reference_statistics import (
     check_origin,
     dataset_features,

@@ -13,13 +13,13 @@ import torch
 from evaluators.detectors import Detector
 from evaluators.engine import run_chunks
 from evaluators.files import DamagedArrays, map_arrays, open_arrays, write_arrays
-from evaluators.frechet_distance import (
+from evaluators.job import dataset_fingerprint
+from evaluators.metrics.frechet_distance import (
     NEGATIVE_EIGENVALUE_TOLERANCE,
     Statistics,
     compute_statistics,
     smallest_and_largest_eigenvalue,
 )
-from evaluators.job import dataset_fingerprint
 from util.data.dataset import Dataset
 from util.distributed import Distributed
 from util.errors import UsageError

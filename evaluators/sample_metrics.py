@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.frechet_distance import Statistics, compute_statistics, frechet_distance
+from evaluators.metrics.frechet_distance import Statistics, compute_statistics, frechet_distance
 from util.errors import UsageError
 
 logger = logging.getLogger(__name__)

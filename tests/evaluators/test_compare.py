@@ -12,8 +12,8 @@ from PIL import Image
 from diffusion.model import Samples
 from evaluators.compare import ComparesSamplers, compare_samplers
 from evaluators.detectors import load_detector
-from evaluators.frechet_distance import compute_statistics
 from evaluators.job import Job
+from evaluators.metrics.frechet_distance import compute_statistics
 from tests.evaluators.fakes import ImageMethod
 from util.distributed import Distributed
 from util.noise import Noise

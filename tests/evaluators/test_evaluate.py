@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion.model import Samples
 from evaluators.evaluate import EvaluationSettings, run_evaluations
-from evaluators.frechet_distance import compute_statistics, frechet_distance
+from evaluators.metrics.frechet_distance import compute_statistics, frechet_distance
 from tests.evaluators.fakes import GaussianMethod, ImageMethod, Images, Points
 from tests.evaluators.ranks import run_ranks
 from util.distributed import Distributed

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evaluators.detectors import load_detector
-from evaluators.frechet_distance import compute_statistics, frechet_distance
 from evaluators.job import Job
+from evaluators.metrics.frechet_distance import compute_statistics, frechet_distance
 from evaluators.reference import TRAINING_FEATURES, find_reference, reference_of_file
 from evaluators.reference_statistics import dataset_statistics
 from evaluators.sample_metrics import (

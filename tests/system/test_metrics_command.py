@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluators.frechet_distance import compute_statistics, frechet_distance
 from evaluators.image_sets import ImageArray, open_set
+from evaluators.metrics.frechet_distance import compute_statistics, frechet_distance
 from tests.patience import PATIENCE, wait_for
 from tests.system.command import LAUNCHER_VARIABLES, ROOT, kill_all
 from util.convert_to_lmdb import main as convert

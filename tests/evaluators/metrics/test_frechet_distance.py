@@ -6,8 +6,15 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 
-from evaluators.frechet_distance import Statistics, compute_statistics, frechet_distance
+from evaluators.metrics.frechet_distance import (
+    RunningStatistics,
+    Statistics,
+    compute_statistics,
+    frechet_distance,
+    frechet_infinity,
+)
 
 
 def _gaussian(mean: np.ndarray, covariance: np.ndarray) -> Statistics:
@@ -116,3 +123,65 @@ def test_samples_of_known_gaussians() -> None:
     first = compute_statistics((rng.standard_normal((n, 3)) * a).astype(np.float32))
     second = compute_statistics((rng.standard_normal((n, 3)) * b + 1.0).astype(np.float32))
     assert frechet_distance(first, second) == pytest.approx(3.0 + np.square(a - b).sum(), abs=0.05)
+
+
+def test_statistics_of_features_that_come_a_few_at_a_time() -> None:
+    features = np.random.default_rng(4).standard_normal((700, 600)).astype(np.float32) + 1000.0
+    running = RunningStatistics(600)
+    for start, stop in ((0, 1), (1, 300), (300, 700)):
+        running.add(features[start:stop])
+        if stop == 300:
+            first = running.statistics()
+    for statistics, n in ((first, 300), (running.statistics(), 700)):
+        expected = np.cov(features[:n].astype(float), rowvar=False)
+        np.testing.assert_allclose(statistics.covariance, expected, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(statistics.mean, features[:n].astype(float).mean(axis=0), rtol=1e-13)
+        assert statistics.n_samples == n
+
+
+def test_features_that_are_not_finite_are_named() -> None:
+    features = np.zeros((5000, 3), np.float32)
+    features[4500, 2] = math.nan
+    with pytest.raises(ValueError, match="sample 4500 are not finite"):
+        compute_statistics(features)
+
+
+@pytest.mark.parametrize("ranks", [(8, 30), (30, 8), (8, 12), (29, 30)])
+def test_covariances_of_different_ranks(ranks: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sum(ranks))
+    roots = [rng.standard_normal((30, rank)) for rank in ranks]
+    first, second = (_gaussian(np.zeros(30), root @ root.T) for root in roots)
+    cross = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
+    expected = np.trace(first.covariance) + np.trace(second.covariance) - 2.0 * cross
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_straight_line_against_the_inverse_number_of_samples() -> None:
+    value, error = frechet_infinity([(n, 3.0 + 500.0 / n) for n in (1000, 2000, 5000)])
+    assert (value, error) == (pytest.approx(3.0, rel=1e-12), pytest.approx(0.0, abs=1e-12))
+    value, error = frechet_infinity([(100, 7.0), (200, 6.0)])
+    assert value == pytest.approx(5.0)
+    assert math.isnan(error)
+    with pytest.raises(ValueError, match="two different"):
+        frechet_infinity([(100, 7.0), (100, 7.5)])
+
+
+def test_intercept_and_its_error_are_those_of_a_linear_regression() -> None:
+    counts = np.array([1000, 2000, 3000, 5000, 9000])
+    values = 4.0 + 800.0 / counts + np.array([0.1, -0.2, 0.05, 0.15, -0.1])
+    expected = scipy.stats.linregress(1.0 / counts, values)
+    value, error = frechet_infinity(list(zip(counts.tolist(), values.tolist(), strict=True)))
+    assert (value, error) == pytest.approx((expected.intercept, expected.intercept_stderr), rel=1e-9)
+
+
+def test_extrapolation_is_near_the_distance_of_the_gaussians_themselves() -> None:
+    rng = np.random.default_rng(6)
+    generated = rng.standard_normal((4000, 40)) + 0.1
+    truth = Statistics(np.zeros(40), np.eye(40), None)
+    running, points = RunningStatistics(40), []
+    for start in range(0, 4000, 500):
+        running.add(generated[start : start + 500])
+        points.append((start + 500, frechet_distance(running.statistics(), truth)))
+    value, _ = frechet_infinity(points[1:])
+    assert abs(value - 0.4) < 0.05
+    assert points[1][1] - 0.4 > 0.3
