@@ -31,8 +31,9 @@ class EvaluationOptions:
     eval_sample: bool = option(False, "write samples and a grid", effect=PLACE)
     eval_fid: bool = option(False, "evaluate the Frechet distance, as --eval_metrics fid does", effect=PLACE)
     eval_metrics: str = option(
-        "", "metrics of samples, with commas, from one set of samples: fid (Frechet distance); or all that detector "
-        "and reference allow, as the flag alone means", effect=PLACE, alone="all",
+        "", "metrics of samples, with commas, from one set of samples: fid (Frechet distance), kid (kernel distance), "
+        "is (Inception Score), pr (precision and recall); or all that detector and reference allow, as the flag alone "
+        "means", effect=PLACE, alone="all",
     )  # fmt: skip
     eval_compare: bool = option(
         False, "Frechet distances and pictures of the sampler and of its teacher's with as many network evaluations "
