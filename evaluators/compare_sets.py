@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluators.detectors import Detector, load_detector
+from evaluators.detectors import Detector, DetectorSettings, open_detector
 from evaluators.engine import run_chunks
 from evaluators.image_sets import open_set, set_fingerprint
 from evaluators.job import Job
@@ -25,7 +25,7 @@ def compare_sets(
     generated: Path,
     real: Path,
     metrics: str,
-    detector_name: str,
+    detector_settings: DetectorSettings,
     batch_size: int,
     output: Path,
     folder: Path,
@@ -37,7 +37,7 @@ def compare_sets(
     Args:
         generated, real: what ``evaluators.image_sets.open_set`` opens.
         metrics: names of ``evaluators.sample_metrics.METRICS`` with commas, or "all".
-        detector_name: as ``evaluators.detectors.load_detector`` takes it; not used where both sets are features.
+        detector_settings: not used where both sets are features.
         batch_size: images at a time.
         output: file to write.
         folder: for features, shared by all ranks.
@@ -55,9 +55,10 @@ def compare_sets(
     if len(images) == 2 and images[0].shape != images[1].shape:
         shapes = " and ".join("x".join(map(str, found.shape)) for found in images)
         raise UsageError(f"{generated} and {real}: images of {shapes} (channels, height, width); make them alike")
-    detector = load_detector(detector_name, images[0].shape, distributed.device) if images else None
+    detector = open_detector(detector_settings, images[0].shape, distributed) if images else None
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    chosen_metrics(names, {FEATURES}, "--metrics")
+    available = (FEATURES,) if detector is None or isinstance(sets["a"], np.ndarray) else detector.gives
+    chosen_metrics(names, available, "--metrics")
     stop.listen()
     paths = {"a": generated, "b": real}
     arrays = {
@@ -80,14 +81,14 @@ def _features(
     distributed: Distributed,
     should_stop: Callable[[], bool],
 ) -> Mapping[str, np.ndarray] | None:
-    """ "features" (N, F) of a set, on rank 0."""
+    """What the detector gives of a set, on rank 0."""
     if isinstance(found, np.ndarray):
         return {FEATURES: found}
     assert detector is not None
     assert found.length is not None
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {FEATURES: detector.features(found.read(indices.numpy()).to(distributed.device))}
+        return detector.outputs(found.read(indices.numpy()).to(distributed.device))
 
     fingerprint = {
         "evaluation": "features of a set", "set": set_fingerprint(source, found), "detector": detector.name,

@@ -1,18 +1,26 @@
-"""Feature detectors for the Frechet distance: the pixels themselves, or a network in a TorchScript file."""
+"""Feature detectors: the pixels themselves, the Inception network of the FID, or a network in a TorchScript file."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from evaluators.inception_weights import cache_folder, find_weights, load_inception
+from models.inception import N_FEATURES, Inception
+from util.distributed import Distributed
 from util.errors import UsageError
 
 LARGEST_N_FEATURES = 12_288
 """Above this the covariance takes gigabytes and its eigenvalues hours; 64x64 colour pixels have as many."""
+
+
+FEATURES, LOGITS = "features", "logits"
+PIXELS, INCEPTION = "pixels", "inception"
 
 
 @dataclass(frozen=True)
@@ -20,21 +28,78 @@ class Detector:
     """Features of images.
 
     Attributes:
-        name: "pixels", or the file's name.
-        digest: what tells detectors of the same name apart.
+        name: "pixels", "inception", or the file's name.
+        digest: what tells detectors of the same name apart: SHA-256 of the file with the weights.
         n_features: F.
         features: uint8 (B, C, H, W) images on the detector's device -> float32 (B, F), finite.
+        logits: those features -> logits of classes (B, classes), where it has some.
     """
 
     name: str
     digest: str
     n_features: int
     features: Callable[[torch.Tensor], torch.Tensor]
+    logits: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of what ``outputs`` gives."""
+        return (FEATURES, LOGITS) if self.logits is not None else (FEATURES,)
+
+    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All it has to say of images, as ``features`` takes them: "features", and "logits" where there are classes."""
+        features = self.features(images)
+        return {FEATURES: features, **({LOGITS: self.logits(features)} if self.logits is not None else {})}
 
     @property
     def quantity(self) -> str:
         """What a distance between such features is called."""
         return f"frechet_distance of {self.name}"
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Which detector.
+
+    Attributes:
+        name: "pixels", "inception", or the path of a TorchScript file.
+        weights: file of Inception's weights; None looks in the cache, and downloads them.
+        batch_size: images that go through Inception at once.
+    """
+
+    name: str = PIXELS
+    weights: Path | None = None
+    batch_size: int = 64
+
+
+def open_detector(settings: DetectorSettings, image_shape: tuple[int, ...], distributed: Distributed) -> Detector:
+    """The detector on each rank; one of them looks for weights, and downloads them where need be.
+
+    Raises:
+        UsageError: as ``load_detector`` and ``find_weights``, on every rank.
+    """
+    if settings.name != INCEPTION or len(image_shape) != 3:
+        return load_detector(settings.name, image_shape, distributed.device)
+    path = distributed.from_main(lambda: find_weights(settings.weights, cache_folder()))
+    if not path.is_file():
+        raise UsageError(f"--fid_weights {path}: not seen from all nodes; name a file in a folder that they share")
+    network = load_inception(path).to(distributed.device)
+    features = partial(_inception_features, network, settings.batch_size)
+    return Detector(INCEPTION, _digest(path), N_FEATURES, features, partial(_inception_logits, network))
+
+
+def _inception_features(network: Inception, batch_size: int, images: torch.Tensor) -> torch.Tensor:
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    # In float32, whatever the model is evaluated in: the features are those that published distances are made of.
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        return torch.cat([network(part)["2048"] for part in images.split(batch_size)])
+
+
+def _inception_logits(network: Inception, features: torch.Tensor) -> torch.Tensor:
+    """Without the classifier's bias, as the Inception Score has them."""
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        return torch.nn.functional.linear(features, network.fc.weight)
 
 
 def load_detector(detector: str, image_shape: tuple[int, ...], device: torch.device) -> Detector:
@@ -54,10 +119,10 @@ def load_detector(detector: str, image_shape: tuple[int, ...], device: torch.dev
     """
     if len(image_shape) != 3:
         raise UsageError(f"a feature detector needs images, but the data have shape {tuple(image_shape)}")
-    if detector == "pixels":
+    if detector == PIXELS:
         n_features = image_shape[0] * image_shape[1] * image_shape[2]
         _check_size(detector, n_features)
-        return Detector("pixels", "", n_features, lambda images: images.flatten(1).float() / 255.0)
+        return Detector(PIXELS, "", n_features, lambda images: images.flatten(1).float() / 255.0)
     path = Path(detector)
     features = _torchscript_features(path, device)
     probe = torch.zeros((2, *image_shape), dtype=torch.uint8, device=device)
@@ -77,7 +142,7 @@ def load_detector(detector: str, image_shape: tuple[int, ...], device: torch.dev
 
 def _torchscript_features(path: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     if not path.is_file():
-        raise UsageError(f"fid_detector {path}: no such file; give pixels or the path of a TorchScript file")
+        raise UsageError(f"fid_detector {path}: no such file; give pixels, inception or the path of a TorchScript file")
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
         argument_names = {argument.name for argument in module.forward.schema.arguments}

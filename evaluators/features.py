@@ -43,7 +43,7 @@ def draw_features(
 
     def compute(indices: torch.Tensor) -> dict[str, torch.Tensor]:
         images, n_evaluations = draw_samples(job, sampler, indices + first, published_behaviour)
-        return {"features": detector.features(images), "n_evaluations": torch.tensor(n_evaluations)}
+        return {**detector.outputs(images), "n_evaluations": torch.tensor(n_evaluations)}
 
     return job.run(
         f"{name}_features", n_samples, chunk_size, compute,

@@ -49,8 +49,14 @@ class EvaluationOptions:
     eval_n_samples: int = option(64, "samples that --eval_sample writes", minimum=1, effect=VALUE)
     eval_fid_samples: int = option(50_000, "samples for the Frechet distance and others", minimum=2, effect=VALUE)
     fid_detector: str = option(
-        "pixels", "feature detector: pixels, or the path of a TorchScript file", effect=VALUE, path=True
-    )
+        "pixels", "feature detector: pixels; inception, the network of published FIDs; or the path of a TorchScript "
+        "file", effect=VALUE, path=True,
+    )  # fmt: skip
+    fid_weights: str = option(
+        "", "weights of --fid_detector inception (pt_inception-2015-12-05-6726825d.pth); default: from "
+        "$SCOREFLEET_HOME or the user's cache, else downloaded", effect=VALUE, path=True,
+    )  # fmt: skip
+    fid_batch_size: int = option(64, "images that go through --fid_detector inception at once", minimum=1, effect=VALUE)
     fid_statistics: str = option(
         "", "reference statistics (.npz with mu and sigma, or features or pool_3); default: "
         "computed from the training set", effect=VALUE, path=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluators.detectors import Detector
+from evaluators.detectors import FEATURES, Detector
 from evaluators.engine import run_chunks
 from evaluators.files import DamagedArrays, map_arrays, open_arrays, write_arrays
 from evaluators.job import dataset_fingerprint
@@ -122,7 +122,7 @@ def dataset_features(
         as for ``dataset_statistics``.
 
     Returns:
-        "features" (N, F), and "logits" where the detector has classes, memory maps on rank 0; None elsewhere.
+        "features" (N, F), a memory map, on rank 0; None elsewhere.
 
     Raises:
         Preempted, UsageError: as ``dataset_statistics``.
@@ -131,7 +131,7 @@ def dataset_features(
         raise UsageError(f"data set {dataset.name} has no end: the Frechet distance needs a set of images")
 
     def compute(indices: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        return {"features": detector.features(dataset.read(indices.numpy()).to(distributed.device))}
+        return {FEATURES: detector.features(dataset.read(indices.numpy()).to(distributed.device))}
 
     return run_chunks(
         path, dataset.length, chunk_size, compute, json.loads(_origin(dataset, detector)), distributed,

@@ -13,7 +13,7 @@ import torch
 
 from diffusion.model import GenerativeModel
 from evaluators.compare import ComparesSamplers
-from evaluators.detectors import load_detector
+from evaluators.detectors import open_detector
 from evaluators.evaluate import run_evaluations
 from evaluators.follow import follow
 from evaluators.likelihood import check_likelihoods
@@ -196,7 +196,7 @@ class PeriodicEvaluation:
         check_likelihoods(self.model, settings)
         if self.config[PeriodicEvaluationOptions].fid_freq:
             dataset = self.datasets["train"]
-            detector = load_detector(settings.fid_detector, dataset.shape, self.distributed.device)
+            detector = open_detector(settings.detector, dataset.shape, self.distributed)
             if settings.fid_statistics is not None:
                 reference_of_file(settings.fid_statistics, detector, dataset, self.distributed, {STATISTICS})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluators.detectors import FEATURES, LOGITS
 from evaluators.metrics.frechet_distance import (
     RunningStatistics,
     Statistics,
@@ -22,7 +23,7 @@ from util.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-FEATURES, LOGITS, STATISTICS = "features", "logits", "statistics"
+STATISTICS = "statistics"
 N_SPLITS = 10
 N_NEIGHBOURS = 3
 CURVE = tuple(factor * 10**power for power in range(3, 8) for factor in (1, 5, *((2,) if power > 3 else ())))

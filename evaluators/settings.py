@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from evaluators.detectors import DetectorSettings
 from evaluators.options import EvaluationOptions, PeriodicEvaluationOptions
 from evaluators.sample_metrics import FEATURES, LOGITS, chosen_metrics
 from evaluators.subject import EvaluationSettings
@@ -99,7 +100,9 @@ def settings_from(config: Config) -> EvaluationSettings:
         n_fid_samples=options.eval_fid_samples,
         testing_batch_size=options.testing_batch_size,
         sampling_batch_size=options.sampling_batch_size,
-        fid_detector=options.fid_detector,
+        detector=DetectorSettings(
+            options.fid_detector, run.path(options.fid_weights) if options.fid_weights else None, options.fid_batch_size
+        ),
         fid_statistics=run.path(options.fid_statistics) if options.fid_statistics else None,
         statistics_folder=run.folder / "evaluations",
         published_behaviour=run.published_behaviour,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.model import GenerativeModel
-from evaluators.detectors import Detector, load_detector
+from evaluators.detectors import Detector, DetectorSettings, open_detector
 from evaluators.job import Job
 from evaluators.reference import find_reference, holds_features
 from evaluators.sample_metrics import ALL, FEATURES, STATISTICS, Metric, Reference, chosen_metrics
@@ -40,7 +40,7 @@ class EvaluationSettings:
         n_density_points: places along each axis for ``eval_density``.
         testing_batch_size: items of one chunk where data are evaluated.
         sampling_batch_size: items of one chunk where samples are drawn.
-        fid_detector: "pixels" or the path of a TorchScript file.
+        detector: of the features that samples are compared by.
         fid_statistics: statistics file to compare with; None computes those of the training set.
         statistics_folder: where statistics of the training set are kept; None is the evaluation folder.
         published_behaviour: reproduce the public code where ours corrects it.
@@ -66,7 +66,7 @@ class EvaluationSettings:
     n_density_points: int = 100
     testing_batch_size: int = 64
     sampling_batch_size: int = 64
-    fid_detector: str = "pixels"
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
     fid_statistics: Path | None = None
     statistics_folder: Path | None = None
     published_behaviour: bool = False
@@ -97,7 +97,7 @@ class Subject:
         dataset = self.train_dataset
         if not dataset.is_image:
             raise UsageError(f"--eval_fid compares images, but {dataset.name} has points: leave it out")
-        return load_detector(self.settings.fid_detector, dataset.shape, self.job.distributed.device)
+        return open_detector(self.settings.detector, dataset.shape, self.job.distributed)
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -110,7 +110,7 @@ class Subject:
         names = {*settings.metrics, *(("fid",) if settings.eval_fid else ())}
         if not names:
             return []
-        metrics = chosen_metrics(names, {FEATURES}, "--eval_metrics")
+        metrics = chosen_metrics(names, self.detector.gives, "--eval_metrics")
         file = settings.fid_statistics
         if ALL in names and file is not None and not holds_features(file, self.job.distributed):
             # What the reference does not allow is not part of "all".

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+# Under nohup it is ignored, here and in what tests start, and tests of closed terminals would wait for ever.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The tests of a file share its fixtures, and those of these files a Slurm cluster.
 _ON_SLURM = ("tests/cluster/test_slurm.py", "tests/cluster/test_submit.py")

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("generated", metavar="A", type=Path, help="generated images")
     parser.add_argument("real", metavar="B", type=Path, help="real images")
     parser.add_argument("--metrics", default="all", help="names with commas, or all that the detector allows [all]")
-    parser.add_argument("--fid_detector", default="pixels", help="pixels, or the path of a TorchScript file [pixels]")
+    parser.add_argument("--fid_detector", default="pixels", help="pixels, inception, or a TorchScript file [pixels]")
+    parser.add_argument("--fid_weights", type=Path, help="weights of inception [from the cache, else downloaded]")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time [64]")
     parser.add_argument("--output", type=Path, default=Path("metrics.json"), help="file to write [metrics.json]")
     add_options(parser, LaunchOptions)
@@ -46,11 +47,13 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError(f"--output {options.output}: the file's name has to end in .json")
 
         def work(distributed: Distributed, stop: StopRequest) -> None:
-            from evaluators.compare_sets import compare_sets  # it imports torch
+            from evaluators.compare_sets import compare_sets  # these import torch
+            from evaluators.detectors import DetectorSettings
 
             compare_sets(
-                options.generated, options.real, options.metrics, options.fid_detector, options.batch_size,
-                options.output, folder, distributed, stop,
+                options.generated, options.real, options.metrics,
+                DetectorSettings(options.fid_detector, options.fid_weights), options.batch_size, options.output, folder,
+                distributed, stop,
             )  # fmt: skip
 
         code = run_on_ranks("evaluators.metrics", arguments, launch, vars(options), folder, work)

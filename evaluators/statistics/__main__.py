@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", default="train", choices=DATASET_SPLITS, help="part of the data set")
     parser.add_argument("--image_size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--image_channels", type=int, default=3, choices=(1, 3), help="colour channels")
-    parser.add_argument("--fid_detector", default="pixels", help="pixels, or the path of a TorchScript file")
+    parser.add_argument("--fid_detector", default="pixels", help="pixels, inception, or a TorchScript file [pixels]")
+    parser.add_argument("--fid_weights", type=Path, help="weights of inception [from the cache, else downloaded]")
     parser.add_argument(
         "--features", action="store_true",
         help="keep the features of each image too, which kernel distance, precision and recall compare",
@@ -70,7 +71,7 @@ def compute(options: argparse.Namespace, output: Path, distributed: Distributed,
     """What each rank does. Raises as ``evaluators.reference_statistics.dataset_statistics`` and ``load_detector``."""
     import torch
 
-    from evaluators.detectors import load_detector
+    from evaluators.detectors import DetectorSettings, open_detector
     from evaluators.reference_statistics import dataset_statistics
     from util.data.dataset import DATASET_NAMES, open_dataset, prepare_dataset
     from util.data.inspection import inspect_datasets
@@ -86,7 +87,8 @@ def compute(options: argparse.Namespace, output: Path, distributed: Distributed,
         options.dataset, options.split, options.data_location, options.image_size, options.image_channels, seed=0
     )
     inspect_datasets({options.split: dataset}, distributed, None)
-    detector = load_detector(options.fid_detector, dataset.shape, distributed.device)
+    settings = DetectorSettings(options.fid_detector, options.fid_weights)
+    detector = open_detector(settings, dataset.shape, distributed)
     stop.listen()
     folder = output.with_suffix(PARTIAL)
     dataset_statistics(dataset, detector, output, options.batch_size, distributed, stop, folder, options.features)

@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(engine, "write_arrays", full)
-    with pytest.raises(RunFailed, match=r"00000000\.npz cannot be written: No space left on device"):
+    with pytest.raises(RunFailed, match=r"00000000\.npz: cannot be written: disk full"):
         run(tmp_path, Counter())
 
 

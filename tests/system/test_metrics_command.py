@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluators.image_sets import ImageArray, open_set
 from evaluators.metrics.frechet_distance import compute_statistics, frechet_distance
+from tests.golden import inception_rule
 from tests.patience import PATIENCE, wait_for
 from tests.system.command import LAUNCHER_VARIABLES, ROOT, kill_all
 from util.convert_to_lmdb import main as convert
@@ -148,3 +151,20 @@ def test_sets_that_do_not_go_together(sets: tuple[Path, Path], tmp_path: Path) -
     assert not isinstance(mixed, np.ndarray)
     with pytest.raises(UsageError, match=r"0030.png: in colour, but .*0000.png is grey"):
         mixed.read(np.array([30]))
+
+
+@pytest.mark.slow
+def test_every_metric_with_the_inception_network(tmp_path: Path) -> None:
+    torch.save(inception_rule.weights("of the command/"), tmp_path / "weights.pth")
+    folders = [_save(tmp_path / name, _images(seed)[:12]) for name, seed in (("a", 1), ("b", 2))]
+    found = []
+    for n_ranks in (1, 2):
+        output = tmp_path / f"{n_ranks}.json"
+        options = {"fid_detector": "inception", "fid_weights": tmp_path / "weights.pth", "batch_size": 4}
+        _compare(*folders, output, n_gpus_per_node=n_ranks, **options)
+        found.append(json.loads(output.read_text())["results"])
+    assert list(found[0]) == list(found[1]) == ["fid", "kid", "inception_score", "precision", "recall"]
+    digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    for name in found[0]:
+        assert found[1][name]["value"] == pytest.approx(found[0][name]["value"], rel=1e-6), name
+        assert found[0][name]["detector_digest"] == digest

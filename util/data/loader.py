@@ -150,17 +150,6 @@ def _next_from_workers(source: Iterator[Any]) -> Any:
     return batch
 
 
-def _read_step(source: Iterator[Any], share: Share, by_workers: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Data and positions of each micro-batch of the next step."""
-    found = []
-    for _ in range(share.n_micro_batches):
-        read = _next_from_workers(source) if by_workers else next(source)
-        if isinstance(read, str):
-            raise UsageError(read)
-        found.append(read)
-    return found
-
-
 @dataclass(frozen=True)
 class Share:
     """One rank's part of each global batch.
@@ -243,17 +232,28 @@ def training_batches(
             if n_workers > 0
             else map(reader.__getitem__, places())
         )
+
+        def read_step() -> list[tuple[torch.Tensor, torch.Tensor]]:
+            """Data and positions of each micro-batch of the next step."""
+            found = []
+            for _ in range(share.n_micro_batches):
+                read = _next_from_workers(source) if n_workers > 0 else next(source)
+                if isinstance(read, str):
+                    raise UsageError(read)
+                found.append(read)
+            return found
+
         sender = Sender(device)
         following = None
         try:
             while True:
-                batch = sender.arrived(following or sender.begin(_read_step(source, share, n_workers > 0)))
+                batch = sender.arrived(following or sender.begin(read_step()))
                 # A GPU is sent the next batch while it computes with this one.
                 is_ahead = device.type != "cpu"
-                following = sender.begin(_read_step(source, share, n_workers > 0)) if is_ahead else None
+                following = sender.begin(read_step()) if is_ahead else None
                 yield [_flipped(seed, piece) for piece in batch] if random_flip else batch
         finally:
-            # The last reference to the workers, which end with it.
-            del source
+            # The last reference to the workers, which end with it, also where an error holds on to this frame.
+            source = iter(())
 
     return batches()
