@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from util.errors import UsageError
-from util.foreign_types import SAFE_TYPES
+from util.foreign_types import SAFE_TYPES, Array
 from util.named_shapes import Shapes, describe_difference, shapes
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -35,7 +36,7 @@ def read_foreign(path: Path) -> Any:
         raise UsageError(f"{path}: no such file; give the checkpoint to convert")
     try:
         with torch.serialization.safe_globals(SAFE_TYPES):
-            return _without_numpy(torch.load(path, map_location="cpu", weights_only=True))
+            return _with_tensors(torch.load(path, map_location="cpu", weights_only=True))
     # Damage can surface as almost any exception of the zip reader or the unpickler.
     except Exception as error:
         message = str(error)
@@ -52,15 +53,16 @@ def read_foreign(path: Path) -> Any:
         raise UsageError(f"{path}: not a readable PyTorch checkpoint ({first_line[:160]})") from None
 
 
-def _without_numpy(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()) if value.dtype.kind in "biuf" else value
+def _with_tensors(value: Any) -> Any:
+    """The same with tensors in place of numpy's arrays."""
+    if isinstance(value, Array):
+        return value.tensor
+    if isinstance(value, Namespace | SimpleNamespace):
+        return type(value)(**{name: _with_tensors(inner) for name, inner in vars(value).items()})
     if isinstance(value, dict):
-        return {_without_numpy(key): _without_numpy(inner) for key, inner in value.items()}
+        return {key: _with_tensors(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return (list if isinstance(value, list) else tuple)(map(_without_numpy, value))
+        return (list if isinstance(value, list) else tuple)(map(_with_tensors, value))
     return value
 
 
