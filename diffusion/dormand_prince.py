@@ -59,8 +59,9 @@ def integrate(
     """
     direction = 1.0 if end >= start else -1.0
     rtol = max(rtol, _SMALLEST_RTOL)
-    weights = initial.new_tensor([row + (0,) * (7 - len(row)) for row in (*_STAGES, _ERROR)])
-    stages = initial.new_empty(7, initial.numel())
+    table = [row + (0,) * (7 - len(row)) for row in (*_STAGES, _ERROR)]
+    weights = torch.tensor(table, dtype=initial.dtype, device=initial.device)
+    stages = torch.empty((7, initial.numel()), dtype=initial.dtype, device=initial.device)
     t, y = start, initial
     stages[0] = derivative(t, y)
     step = _first_step(derivative, stages[0], y, start, end, rtol, atol)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -52,19 +53,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_usable(workdir: Path) -> None:
-    """Raise UsageError where a run cannot write into its folder; makes it, and ``logs`` in it."""
-    reason = ""
-    try:
-        (workdir / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = why_not_written(error)
-    for folder in (workdir / "logs", workdir, *workdir.parents):
-        if os.path.lexists(folder) and not folder.is_dir():
-            reason = f"{folder} is no folder, or a link to none"
-        elif not reason and folder in (workdir, workdir / "logs") and not os.access(folder, os.W_OK | os.X_OK):
-            reason = f"{folder} cannot be written to"
+    """Raise UsageError where a run cannot write into its folder, or make it. Leaves nothing there."""
+    places = [workdir / "logs", workdir, *workdir.parents]
+    there = [place for place in places if os.path.isdir(place)]
+    reason = next((f"{place} is no folder, or a link to none" for place in places if _is_in_the_way(place)), "")
+    for place in () if reason else [place for place in there if place in places[:2]] or there[:1]:
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            reason = f"{place} cannot be written to ({why_not_written(error)})"
     if reason:
         raise UsageError(f"--workdir {workdir}: {reason}; give a folder that can be written to")
+
+
+def _is_in_the_way(place: Path) -> bool:
+    return os.path.lexists(place) and not os.path.isdir(place)
 
 
 def flush_folder(folder: Path) -> None:
